@@ -1,0 +1,18 @@
+//! api_1, the gateway: HTTP in, MQTT out. See `recado::gateway`.
+
+use std::process::ExitCode;
+
+use recado::config::GatewaySettings;
+use recado::gateway::Gateway;
+use recado::{cli, service};
+
+fn main() -> ExitCode {
+    cli::run(|flags: cli::Api1| {
+        let settings = GatewaySettings::load(&flags)?;
+        if flags.check {
+            print!("{settings}");
+            return Ok(());
+        }
+        service::run(|| Gateway::start(settings), Gateway::stop)
+    })
+}

@@ -1,0 +1,13 @@
+//! api_2, the demo service behind the agent. See `recado::backend`.
+
+use std::process::ExitCode;
+
+use recado::backend::Backend;
+use recado::{cli, config, service};
+
+fn main() -> ExitCode {
+    cli::run(|flags: cli::Api2| {
+        let address = config::listen_address(&flags.listen)?;
+        service::run(|| Backend::start(address), Backend::stop)
+    })
+}

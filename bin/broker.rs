@@ -1,0 +1,19 @@
+//! An MQTT broker for development and tests. See `recado::broker`.
+
+use std::process::ExitCode;
+
+use recado::broker::Broker;
+use recado::{cli, config, service};
+
+fn main() -> ExitCode {
+    cli::run(|flags: cli::Broker| {
+        let address = config::listen_address(&flags.listen)?;
+        service::run(
+            || Broker::start(address),
+            |broker| {
+                drop(broker);
+                Ok(())
+            },
+        )
+    })
+}

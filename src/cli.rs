@@ -1,0 +1,182 @@
+//! Command lines: flags and their environment variables, unchecked.
+//!
+//! Every program ends through [`run`], which knows the exit codes: 0 done, 1 failed, 2 usage.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::Front;
+use crate::error::{Error, Result};
+use crate::topic::{Id, Topic, TopicFilter};
+
+/// The gateway: answers HTTP requests with what an agent behind an MQTT broker replies.
+#[derive(Debug, Default, Parser)]
+#[command(name = "api_1", version)]
+pub struct Api1 {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RECADO_BROKER",
+        hide_env_values = true
+    )]
+    pub broker: Option<String>,
+    /// Listen for HTTP on this address; port 0 takes a free one [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "ADDR", env = "RECADO_LISTEN")]
+    pub listen: Option<String>,
+    /// The HTTP server to use [default: guarded]
+    #[arg(long, value_enum)]
+    pub front: Option<Front>,
+    /// Check the settings, print what would be used, and exit
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// The demo service behind the agent: answers ping with pong.
+#[derive(Debug, Parser)]
+#[command(name = "api_2", version)]
+pub struct Api2 {
+    /// Listen for HTTP on this address; port 0 takes a free one
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "RECADO_LISTEN",
+        default_value = "127.0.0.1:5001"
+    )]
+    pub listen: String,
+}
+
+/// The agent: takes requests from an MQTT broker, calls an HTTP service, publishes the replies.
+#[derive(Debug, Default, Parser)]
+#[command(name = "agent", version)]
+pub struct Agent {
+    /// Read settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RECADO_BROKER",
+        hide_env_values = true
+    )]
+    pub broker: Option<String>,
+    /// The HTTP service to call [default: http://127.0.0.1:5001]
+    #[arg(long, value_name = "URL", env = "RECADO_UPSTREAM")]
+    pub upstream: Option<String>,
+    /// The name of this agent [default: demo]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// Check the settings, print what would be used, and exit
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// The smallest subscriber: prints the messages that reach a topic filter.
+#[derive(Debug, Parser)]
+#[command(name = "client_a", version)]
+pub struct ClientA {
+    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RECADO_BROKER",
+        hide_env_values = true
+    )]
+    pub broker: Option<String>,
+    /// The topic filter to subscribe to; + and # are wildcards
+    #[arg(long, value_name = "FILTER", default_value = "my/topic", value_parser = |text: &str| TopicFilter::new(text))]
+    pub topic: TopicFilter,
+    /// The highest quality of service to receive with
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub qos: u8,
+    /// Exit after this many messages [default: run until stopped]
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Keep the session under this client id, one day long, so that messages of QoS 1 and 2 sent
+    /// meanwhile arrive at the next start
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| Id::new(text))]
+    pub persistent: Option<Id>,
+}
+
+/// The smallest publisher: sends one message and makes sure that the broker has it.
+#[derive(Debug, Parser)]
+#[command(name = "client_b", version)]
+pub struct ClientB {
+    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RECADO_BROKER",
+        hide_env_values = true
+    )]
+    pub broker: Option<String>,
+    /// The topic to publish to
+    #[arg(long, default_value = "my/topic", value_parser = |text: &str| Topic::new(text))]
+    pub topic: Topic,
+    /// The message
+    #[arg(long, default_value = "Hello from client B! Hello Again")]
+    pub message: String,
+    /// The quality of service: 1 and 2 are acknowledged
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
+    pub qos: u8,
+    /// Let the broker keep the message for who subscribes later
+    #[arg(long)]
+    pub retain: bool,
+}
+
+/// An embedded MQTT broker, for development and tests.
+#[derive(Debug, Parser)]
+#[command(name = "broker", version)]
+pub struct Broker {
+    /// Listen for MQTT 3.1.1 and 5 on this address; port 0 takes a free one
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "RECADO_LISTEN",
+        default_value = "127.0.0.1:1883"
+    )]
+    pub listen: String,
+}
+
+/// Parses the command line, starts logging, runs the program and turns its result into an exit
+/// code; an error goes to standard error with its whole chain.
+pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode {
+    let flags = Flags::parse();
+    match crate::logging::init().and_then(|()| program(flags)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", error.chain());
+            match error {
+                Error::Usage(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_consistent() {
+        for command in [
+            Api1::command(),
+            Api2::command(),
+            Agent::command(),
+            ClientA::command(),
+            ClientB::command(),
+            Broker::command(),
+        ] {
+            command.debug_assert();
+        }
+    }
+}

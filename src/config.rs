@@ -1,0 +1,334 @@
+//! Settings: from flags, environment and file to one checked value.
+//!
+//! Precedence: flag, then environment, then file, then default. What leaves this file is valid;
+//! nothing downstream checks a setting again. Nothing here logs or exits.
+
+mod file;
+mod url;
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cli;
+use crate::error::{Error, Result};
+use crate::message::Qos;
+use crate::topic::{Id, Topic};
+
+pub use url::{BrokerUrl, UpstreamUrl};
+
+/// Which HTTP server api_1 uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Front {
+    /// This crate's own: strict, bounded in every direction.
+    #[default]
+    Guarded,
+    /// The tiny_http library.
+    TinyHttp,
+}
+
+impl fmt::Display for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Front::Guarded => "guarded",
+            Front::TinyHttp => "tiny_http",
+        })
+    }
+}
+
+/// The bounds of an HTTP front.
+#[derive(Debug, Clone)]
+pub struct HttpLimits {
+    /// Connections at a time; the next one gets a 503.
+    pub max_connections: usize,
+    /// The longest request line and headers together, in bytes.
+    pub max_head_bytes: usize,
+    /// The longest body, in bytes.
+    pub max_body_bytes: usize,
+    /// How long a client may take to send its whole head.
+    pub head_timeout: Duration,
+    /// How long a client may take to send its whole body, and to take its whole answer.
+    pub body_timeout: Duration,
+    /// How long a connection may stay open between requests.
+    pub idle_timeout: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> HttpLimits {
+        HttpLimits {
+            max_connections: 256,
+            max_head_bytes: 16 * 1024,
+            max_body_bytes: 1024 * 1024,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// One JSON route of the gateway.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The path that clients ask for.
+    pub path: String,
+    /// Where requests are published.
+    pub request_topic: Topic,
+    /// Where MQTT 3.1.1 peers answer; the gateway's own inbox is the level `<gateway-id>` below.
+    pub response_topic: Topic,
+    /// How long a client waits for the reply.
+    pub timeout: Duration,
+    /// With which quality of service requests are published.
+    pub qos: Qos,
+}
+
+/// What api_1 runs with.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// The broker.
+    pub broker: BrokerUrl,
+    /// Where to listen for HTTP; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// This gateway's id; none: a random one at each start.
+    pub id: Option<Id>,
+    /// Which HTTP server to use.
+    pub front: Front,
+    /// The interval between MQTT pings.
+    pub keep_alive: Duration,
+    /// How many requests may wait for a reply at a time, per route.
+    pub max_waiting: usize,
+    /// The bounds of the HTTP server.
+    pub http: HttpLimits,
+    /// The routes.
+    pub routes: Vec<Route>,
+}
+
+/// One JSON service of the agent.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name, and the group of agents that share its requests.
+    pub name: Id,
+    /// Where requests come from.
+    pub request_topic: Topic,
+    /// Where requests without a Response Topic are answered.
+    pub response_topic: Topic,
+    /// The path below the upstream that requests are posted to.
+    pub path: String,
+}
+
+/// What the agent runs with.
+#[derive(Debug, Clone)]
+pub struct AgentSettings {
+    /// The broker.
+    pub broker: BrokerUrl,
+    /// The HTTP service to call.
+    pub upstream: UpstreamUrl,
+    /// This agent's id.
+    pub id: Id,
+    /// The interval between MQTT pings.
+    pub keep_alive: Duration,
+    /// How many requests are called upstream at a time.
+    pub workers: usize,
+    /// How many requests wait for a worker.
+    pub queue: usize,
+    /// How long a request that states no deadline may take.
+    pub timeout: Duration,
+    /// The largest body to take from either side, in bytes.
+    pub max_body_bytes: usize,
+    /// Beginnings of the topics that replies may go to.
+    pub reply_prefixes: Vec<String>,
+    /// The services.
+    pub services: Vec<Service>,
+}
+
+const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
+const DEFAULT_UPSTREAM: &str = "http://127.0.0.1:5001";
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long a caller waits unless something else is said.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Reads the broker's URL from a flag or its variable, and credentials from theirs.
+///
+/// Errors: it is no such URL ([`Error::Usage`]); its text, which may hold a password, is not
+/// repeated.
+pub fn broker_url(flag: Option<&str>) -> Result<BrokerUrl> {
+    flag.unwrap_or(DEFAULT_BROKER)
+        .parse::<BrokerUrl>()
+        .map(BrokerUrl::with_credentials_from_environment)
+        .map_err(|reason| Error::Usage(format!("--broker or RECADO_BROKER: {reason}")))
+}
+
+/// Reads an address to listen on: `127.0.0.1:5000`, `localhost:5000`, `[::1]:0`.
+///
+/// Errors: it is no address ([`Error::Usage`]).
+pub fn listen_address(text: &str) -> Result<SocketAddr> {
+    resolve(text).ok_or_else(|| {
+        Error::Usage(format!(
+            "--listen or RECADO_LISTEN: found {text:?}, allowed is ADDRESS:PORT, e.g. 127.0.0.1:5000"
+        ))
+    })
+}
+
+fn resolve(text: &str) -> Option<SocketAddr> {
+    text.to_socket_addrs().ok()?.next()
+}
+
+fn broker(flag: Option<&str>, file: Option<BrokerUrl>) -> Result<BrokerUrl> {
+    match (flag, file) {
+        (None, Some(url)) => Ok(url.with_credentials_from_environment()),
+        (flag, _) => broker_url(flag),
+    }
+}
+
+impl GatewaySettings {
+    /// Puts flags, environment, file and defaults together.
+    ///
+    /// Errors: the file can't be read or holds a bad value ([`Error::ReadFile`],
+    /// [`Error::Setting`]); a flag or variable is bad ([`Error::Usage`]).
+    pub fn load(flags: &cli::Api1) -> Result<GatewaySettings> {
+        let file: file::Gateway = file::load(flags.config.as_deref())?;
+        let listen = match (&flags.listen, file.listen) {
+            (Some(text), _) => listen_address(text)?,
+            (None, Some(listen)) => listen.0,
+            (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
+        };
+        Ok(GatewaySettings {
+            broker: broker(flags.broker.as_deref(), file.broker)?,
+            listen,
+            id: file.id,
+            front: flags.front.or(file.front).unwrap_or_default(),
+            keep_alive: file
+                .keep_alive_s
+                .map_or(DEFAULT_KEEP_ALIVE, file::Within::seconds),
+            max_waiting: file.max_waiting.map_or(1024, file::Within::size),
+            http: file.http.limits(),
+            routes: match file.route {
+                None => vec![Route::ping()],
+                Some(routes) => routes.into_iter().map(file::Route::route).collect(),
+            },
+        })
+    }
+}
+
+impl Route {
+    /// The route out of the box: `GET /ping`.
+    pub fn ping() -> Route {
+        file::Route::default().route()
+    }
+}
+
+impl Service {
+    /// The service out of the box: requests of the ping route.
+    pub fn ping() -> Service {
+        file::Service::default().service()
+    }
+}
+
+impl AgentSettings {
+    /// Puts flags, environment, file and defaults together.
+    ///
+    /// Errors: as [`GatewaySettings::load`].
+    pub fn load(flags: &cli::Agent) -> Result<AgentSettings> {
+        let file: file::Agent = file::load(flags.config.as_deref())?;
+        let upstream = match (&flags.upstream, file.upstream) {
+            (None, Some(upstream)) => upstream,
+            (flag, _) => flag
+                .as_deref()
+                .unwrap_or(DEFAULT_UPSTREAM)
+                .parse()
+                .map_err(|why| Error::Usage(format!("--upstream or RECADO_UPSTREAM: {why}")))?,
+        };
+        let id = match (&flags.id, file.id) {
+            (None, Some(id)) => id,
+            (flag, _) => Id::new(flag.as_deref().unwrap_or("demo"))
+                .map_err(|why| Error::Usage(format!("--id: {why}")))?,
+        };
+        Ok(AgentSettings {
+            broker: broker(flags.broker.as_deref(), file.broker)?,
+            upstream,
+            id,
+            keep_alive: file
+                .keep_alive_s
+                .map_or(DEFAULT_KEEP_ALIVE, file::Within::seconds),
+            workers: file.workers.map_or(64, file::Within::size),
+            queue: file.queue.map_or(256, file::Within::size),
+            timeout: file
+                .timeout_ms
+                .map_or(DEFAULT_TIMEOUT, file::Within::millis),
+            max_body_bytes: file.max_body_bytes.map_or(1024 * 1024, file::Within::size),
+            reply_prefixes: file
+                .reply_prefixes
+                .unwrap_or_else(|| vec!["api/ping/response".into(), "recado/".into()]),
+            services: match file.service {
+                None => vec![Service::ping()],
+                Some(services) => services.into_iter().map(file::Service::service).collect(),
+            },
+        })
+    }
+}
+
+impl fmt::Display for GatewaySettings {
+    /// As a configuration file, secrets masked: what `--check` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "broker = \"{}\"", self.broker)?;
+        writeln!(f, "listen = \"{}\"", self.listen)?;
+        match &self.id {
+            Some(id) => writeln!(f, "id = \"{id}\"")?,
+            None => writeln!(f, "# id: a random one at each start")?,
+        }
+        writeln!(f, "front = \"{}\"", self.front)?;
+        writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
+        writeln!(f, "max_waiting = {}", self.max_waiting)?;
+        let http = &self.http;
+        writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
+        writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
+        writeln!(f, "max_body_bytes = {}", http.max_body_bytes)?;
+        writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
+        writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
+        writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;
+        for route in &self.routes {
+            writeln!(f, "\n[[route]]\npath = \"{}\"", route.path)?;
+            writeln!(f, "request_topic = \"{}\"", route.request_topic)?;
+            writeln!(f, "response_topic = \"{}\"", route.response_topic)?;
+            writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
+            writeln!(f, "qos = {}", route.qos)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AgentSettings {
+    /// As a configuration file, secrets masked: what `--check` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "broker = \"{}\"", self.broker)?;
+        writeln!(f, "upstream = \"{}\"", self.upstream)?;
+        writeln!(f, "id = \"{}\"", self.id)?;
+        writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
+        writeln!(f, "workers = {}", self.workers)?;
+        writeln!(f, "queue = {}", self.queue)?;
+        writeln!(f, "timeout_ms = {}", self.timeout.as_millis())?;
+        writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
+        writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
+        for service in &self.services {
+            writeln!(f, "\n[[service]]\nname = \"{}\"", service.name)?;
+            writeln!(f, "request_topic = \"{}\"", service.request_topic)?;
+            writeln!(f, "response_topic = \"{}\"", service.response_topic)?;
+            writeln!(f, "path = \"{}\"", service.path)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_url_is_not_repeated() {
+        let error = broker_url(Some("me:hush@host")).unwrap_err();
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}

@@ -1,0 +1,396 @@
+//! The shapes of the configuration files, and errors that name the line.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{BrokerUrl, Front, HttpLimits, UpstreamUrl};
+use crate::error::{Error, Result};
+use crate::message::Qos;
+use crate::topic::{Id, Topic};
+
+/// A whole number of a file within bounds, so that the file's own error names the place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Within<const MIN: u64, const MAX: u64>(u64);
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Within<MIN, MAX> {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        struct Visitor<const MIN: u64, const MAX: u64>;
+
+        impl<const MIN: u64, const MAX: u64> serde::de::Visitor<'_> for Visitor<MIN, MAX> {
+            type Value = Within<MIN, MAX>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from {MIN} to {MAX}")
+            }
+
+            fn visit_u64<E: serde::de::Error>(
+                self,
+                found: u64,
+            ) -> std::result::Result<Self::Value, E> {
+                if (MIN..=MAX).contains(&found) {
+                    Ok(Within(found))
+                } else {
+                    Err(E::invalid_value(
+                        serde::de::Unexpected::Unsigned(found),
+                        &self,
+                    ))
+                }
+            }
+
+            fn visit_i64<E: serde::de::Error>(
+                self,
+                found: i64,
+            ) -> std::result::Result<Self::Value, E> {
+                match u64::try_from(found) {
+                    Ok(found) => self.visit_u64(found),
+                    Err(_) => Err(E::invalid_value(
+                        serde::de::Unexpected::Signed(found),
+                        &self,
+                    )),
+                }
+            }
+        }
+        deserializer.deserialize_u64(Visitor::<MIN, MAX>)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Within<MIN, MAX> {
+    pub(super) fn millis(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
+
+    pub(super) fn seconds(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+
+    // Every use has a MAX that fits; `usize` has 32 bits at least.
+    pub(super) fn size(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+type TimeoutMs = Within<1, 600_000>;
+type KeepAliveS = Within<5, 3_600>;
+type BodyBytes = Within<1, 67_108_864>;
+type Count = Within<1, 65_535>;
+
+/// api_1's file.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Gateway {
+    pub broker: Option<BrokerUrl>,
+    pub listen: Option<ListenAddress>,
+    pub id: Option<Id>,
+    pub front: Option<Front>,
+    pub keep_alive_s: Option<KeepAliveS>,
+    pub max_waiting: Option<Count>,
+    pub http: Http,
+    pub route: Option<Vec<Route>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Http {
+    max_connections: Option<Count>,
+    max_head_bytes: Option<Within<1024, 1_048_576>>,
+    max_body_bytes: Option<BodyBytes>,
+    head_timeout_ms: Option<TimeoutMs>,
+    body_timeout_ms: Option<TimeoutMs>,
+    idle_timeout_ms: Option<TimeoutMs>,
+}
+
+impl Http {
+    pub(super) fn limits(self) -> HttpLimits {
+        let default = HttpLimits::default();
+        HttpLimits {
+            max_connections: self
+                .max_connections
+                .map_or(default.max_connections, Within::size),
+            max_head_bytes: self
+                .max_head_bytes
+                .map_or(default.max_head_bytes, Within::size),
+            max_body_bytes: self
+                .max_body_bytes
+                .map_or(default.max_body_bytes, Within::size),
+            head_timeout: self
+                .head_timeout_ms
+                .map_or(default.head_timeout, Within::millis),
+            body_timeout: self
+                .body_timeout_ms
+                .map_or(default.body_timeout, Within::millis),
+            idle_timeout: self
+                .idle_timeout_ms
+                .map_or(default.idle_timeout, Within::millis),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Route {
+    path: HttpPath,
+    request_topic: Topic,
+    response_topic: Topic,
+    timeout_ms: TimeoutMs,
+    qos: Within<0, 1>,
+}
+
+impl Route {
+    pub(super) fn route(self) -> super::Route {
+        super::Route {
+            path: self.path.0,
+            request_topic: self.request_topic,
+            response_topic: self.response_topic,
+            timeout: self.timeout_ms.millis(),
+            qos: if self.qos.0 == 0 {
+                Qos::AtMostOnce
+            } else {
+                Qos::AtLeastOnce
+            },
+        }
+    }
+}
+
+/// The agent's file.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Agent {
+    pub broker: Option<BrokerUrl>,
+    pub upstream: Option<UpstreamUrl>,
+    pub id: Option<Id>,
+    pub keep_alive_s: Option<KeepAliveS>,
+    pub workers: Option<Count>,
+    pub queue: Option<Count>,
+    pub timeout_ms: Option<TimeoutMs>,
+    pub max_body_bytes: Option<BodyBytes>,
+    pub reply_prefixes: Option<Vec<String>>,
+    pub service: Option<Vec<Service>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Service {
+    name: Id,
+    request_topic: Topic,
+    response_topic: Topic,
+    path: HttpPath,
+}
+
+impl Service {
+    pub(super) fn service(self) -> super::Service {
+        super::Service {
+            name: self.name,
+            request_topic: self.request_topic,
+            response_topic: self.response_topic,
+            path: self.path.0,
+        }
+    }
+}
+
+// The defaults of a route and of a service are the ping route's.
+
+const PING_PATH: &str = "/ping";
+const PING_REQUEST: &str = "api/ping/request";
+const PING_RESPONSE: &str = "api/ping/response";
+
+#[allow(clippy::expect_used)] // constants, covered by a test
+fn constant_topic(name: &str) -> Topic {
+    Topic::new(name).expect("a constant topic")
+}
+
+impl Default for Route {
+    fn default() -> Route {
+        Route {
+            path: HttpPath(PING_PATH.into()),
+            request_topic: constant_topic(PING_REQUEST),
+            response_topic: constant_topic(PING_RESPONSE),
+            timeout_ms: Within(3000),
+            qos: Within(0),
+        }
+    }
+}
+
+impl Default for Service {
+    #[allow(clippy::expect_used)] // a constant, covered by a test
+    fn default() -> Service {
+        Service {
+            name: Id::new("ping").expect("a constant id"),
+            request_topic: constant_topic(PING_REQUEST),
+            response_topic: constant_topic(PING_RESPONSE),
+            path: HttpPath(PING_PATH.into()),
+        }
+    }
+}
+
+/// A path that requests can ask for: it begins with a slash and holds no query.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct HttpPath(String);
+
+impl TryFrom<String> for HttpPath {
+    type Error = InvalidPath;
+
+    fn try_from(path: String) -> std::result::Result<HttpPath, InvalidPath> {
+        let valid = path.starts_with('/')
+            && path
+                .parse::<http::Uri>()
+                .is_ok_and(|uri| uri.path() == path && uri.query().is_none());
+        if valid {
+            Ok(HttpPath(path))
+        } else {
+            Err(InvalidPath(path))
+        }
+    }
+}
+
+struct InvalidPath(String);
+
+impl fmt::Display for InvalidPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "found {:?}, allowed is a path such as /ping", self.0)
+    }
+}
+
+/// An address to listen on.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct ListenAddress(pub SocketAddr);
+
+impl TryFrom<String> for ListenAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<ListenAddress, String> {
+        super::resolve(&text).map(ListenAddress).ok_or_else(|| {
+            format!("found {text:?}, allowed is \"ADDRESS:PORT\", e.g. \"127.0.0.1:5000\"")
+        })
+    }
+}
+
+/// Reads a configuration file; without one, every setting has its default.
+///
+/// Errors: it can't be read ([`Error::ReadFile`]), or a line is wrong ([`Error::Setting`]).
+pub(super) fn load<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
+    let Some(path) = path else {
+        return Ok(T::default());
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
+        path: path.to_owned(),
+        source,
+    })?;
+    parse(&text, path)
+}
+
+fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+    toml::from_str(text).map_err(|error| {
+        let mut place = path.display().to_string();
+        let mut message = error.message().to_owned();
+        if let Some(span) = error.span() {
+            let before = text.get(..span.start).unwrap_or(text);
+            let number = before.matches('\n').count() + 1;
+            place.push_str(&format!(" line {number}"));
+            let line = text.lines().nth(number - 1).unwrap_or_default();
+            if let Some((key, _)) = line.split_once('=') {
+                place.push_str(&format!(", key {}", key.trim()));
+            }
+            // What was found, unless it may be secret or the message says it.
+            let found = text.get(span).unwrap_or_default().trim();
+            if !message.contains("found") && !found.contains("://") && found.lines().count() == 1 {
+                message.push_str(&format!("; found {found}"));
+            }
+        }
+        Error::Setting { place, message }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateway_error(text: &str) -> String {
+        parse::<Gateway>(text, Path::new("api_1.toml"))
+            .err()
+            .unwrap()
+            .to_string()
+    }
+
+    #[test]
+    fn a_bad_value_names_file_line_key_and_what_is_allowed() {
+        for (text, place, parts) in [
+            (
+                "\nmax_waiting = 0",
+                "api_1.toml line 2, key max_waiting:",
+                ["`0`", "from 1 to 65535"],
+            ),
+            (
+                "max_waiting = -3",
+                "api_1.toml line 1, key max_waiting:",
+                ["`-3`", "from 1 to 65535"],
+            ),
+            (
+                "[[route]]\ntimeout_ms = \"3s\"",
+                "api_1.toml line 2, key timeout_ms:",
+                ["\"3s\"", "from 1 to 600000"],
+            ),
+            (
+                "[[route]]\nrequest_topic = \"a/#\"",
+                "api_1.toml line 2, key request_topic:",
+                ["a/#", "wildcard"],
+            ),
+            (
+                "[[route]]\npath = \"ping\"",
+                "api_1.toml line 2, key path:",
+                ["\"ping\"", "/ping"],
+            ),
+            (
+                "id = \"a/b\"",
+                "api_1.toml line 1, key id:",
+                ["a/b", "1 to 64"],
+            ),
+            (
+                "front = \"nginx\"",
+                "api_1.toml line 1, key front:",
+                ["nginx", "guarded"],
+            ),
+            (
+                "listen = \"5000\"",
+                "api_1.toml line 1, key listen:",
+                ["5000", "ADDRESS:PORT"],
+            ),
+            (
+                "[http]\n\nmax_conections = 3",
+                "api_1.toml line 3, key max_conections:",
+                ["unknown field", "max_connections"],
+            ),
+            ("broker = ", "api_1.toml line 1, key broker:", ["", ""]),
+        ] {
+            let error = gateway_error(text);
+            assert!(error.starts_with(place), "{text:?}: {error}");
+            for part in parts {
+                assert!(error.contains(part), "{text:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bad_broker_url_does_not_show_its_password() {
+        let error = gateway_error("broker = \"tcp://me:hush@host\"");
+        assert!(error.contains("mqtt://"), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn the_defaults_are_the_ping_route() {
+        let route = Route::default().route();
+        let service = Service::default().service();
+        assert_eq!(route.request_topic, service.request_topic);
+        assert_eq!(route.response_topic.as_str(), "api/ping/response");
+        assert_eq!(route.timeout, Duration::from_secs(3));
+    }
+}

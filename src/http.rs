@@ -1,0 +1,111 @@
+//! HTTP: what a front and a handler exchange, and the pieces of both fronts.
+//!
+//! A front is an HTTP server: it owns sockets and threads, reads requests, calls the one
+//! [`Handler`], and writes what that returns. A handler knows nothing of sockets and may block.
+
+pub mod chunked;
+mod connection;
+pub mod framing;
+pub mod guarded;
+pub mod head;
+mod linger;
+pub mod problem;
+pub mod tiny;
+pub mod upstream;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+
+use crate::error::Result;
+
+/// A request with its whole body.
+pub type Request = http::Request<Bytes>;
+/// An answer with its whole body.
+pub type Response = http::Response<Bytes>;
+
+/// The header that names a request in answers and logs.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Answers requests. Called on many threads at a time; may block.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request of the client at `peer`.
+    fn handle(&self, request: Request, peer: SocketAddr) -> Response;
+}
+
+impl<F> Handler for F
+where
+    F: Fn(Request, SocketAddr) -> Response + Send + Sync + 'static,
+{
+    fn handle(&self, request: Request, peer: SocketAddr) -> Response {
+        self(request, peer)
+    }
+}
+
+/// A running HTTP server.
+pub trait Front: Send {
+    /// The address it listens on, with the real port.
+    fn address(&self) -> SocketAddr;
+
+    /// Accepts no more connections, lets the requests in hand be answered, and joins its threads.
+    ///
+    /// Errors: a request is still being answered at `deadline`
+    /// ([`Error::Thread`](crate::error::Error::Thread)).
+    fn stop(self: Box<Self>, deadline: Instant) -> Result<()>;
+}
+
+/// The name of one request: in the header `X-Request-Id`, in problem documents, in log lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// Makes a new one.
+    pub fn random() -> RequestId {
+        RequestId(format!("{:016x}", getrandom::u64().unwrap_or_default()))
+    }
+
+    /// Takes the caller's own, if it sent one that is safe to repeat: 1 to 64 of the characters
+    /// `A-Z a-z 0-9 . _ -`. Else makes one.
+    pub fn of(headers: &HeaderMap) -> RequestId {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let sane = |id: &&str| (1..=64).contains(&id.len()) && id.chars().all(allowed);
+        headers
+            .get(X_REQUEST_ID)
+            .and_then(|value| value.to_str().ok())
+            .filter(sane)
+            .map_or_else(RequestId::random, |id| RequestId(id.to_owned()))
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_id_that_could_do_harm_is_replaced() {
+        let id = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_ID, value.parse().unwrap());
+            RequestId::of(&headers).to_string()
+        };
+        assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
+        for bad in ["", "a b", "a\"b", "<script>", &"x".repeat(65)] {
+            assert_ne!(id(bad), bad);
+            assert_eq!(id(bad).len(), 16);
+        }
+    }
+}

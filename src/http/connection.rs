@@ -1,0 +1,411 @@
+//! One HTTP connection of the guarded front: read, answer, again.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version, header};
+
+use super::chunked::Decoder;
+use super::framing::Framing;
+use super::head::{self, BadRequest, Head, Scanner};
+use super::problem::Problem;
+use super::{Handler, RequestId, Response};
+use crate::config::HttpLimits;
+use crate::message::Hop;
+
+/// How many bytes are read at a time.
+const READ_BYTES: usize = 4096;
+/// Bodies up to this size are sent together with their head, in one write.
+const ONE_WRITE_BYTES: usize = 16 * 1024;
+
+/// How long the first request of a connection may take that was accepted as the server stopped.
+const STOPPING_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// What a connection shares with the server.
+pub(super) struct Slot {
+    pub stream: Arc<TcpStream>,
+    pub peer: SocketAddr,
+    /// Between requests or within one that is not complete. When the server stops, it lets such
+    /// connections read what has arrived already, and no more.
+    pub reading: AtomicBool,
+}
+
+/// How a connection ended.
+pub(super) enum Ending {
+    /// Nothing is left to be said: close it.
+    Close,
+    /// The client may still be sending: close it gently.
+    Linger,
+}
+
+/// Why no further request can be read.
+enum Stop {
+    /// The client is gone or idle: there is nobody to answer.
+    Silent,
+    /// The request is refused.
+    Refused(BadRequest),
+}
+
+impl From<BadRequest> for Stop {
+    fn from(bad: BadRequest) -> Stop {
+        Stop::Refused(bad)
+    }
+}
+
+const TOO_SLOW: BadRequest =
+    BadRequest::with(StatusCode::REQUEST_TIMEOUT, "the request came too slowly");
+
+pub(super) struct Connection<'a> {
+    slot: &'a Slot,
+    limits: &'a HttpLimits,
+    handler: &'a dyn Handler,
+    stopping: &'a AtomicBool,
+    // What was read and not used yet.
+    buffer: Vec<u8>,
+    // What the socket's read time-out is set to; setting it is a system call.
+    read_timeout: Option<Duration>,
+    out: Vec<u8>,
+}
+
+impl<'a> Connection<'a> {
+    pub(super) fn new(
+        slot: &'a Slot,
+        limits: &'a HttpLimits,
+        handler: &'a dyn Handler,
+        stopping: &'a AtomicBool,
+    ) -> Connection<'a> {
+        Connection {
+            slot,
+            limits,
+            handler,
+            stopping,
+            buffer: Vec::new(),
+            read_timeout: None,
+            out: Vec::new(),
+        }
+    }
+
+    /// Serves requests until one side has had enough.
+    pub(super) fn serve(mut self) -> Ending {
+        loop {
+            let (head, body) = match self.read_request() {
+                Ok(request) => request,
+                Err(Stop::Silent) => return Ending::Close,
+                Err(Stop::Refused(bad)) => return self.refuse(bad),
+            };
+            let mut request = head.request;
+            *request.body_mut() = body;
+            let method = request.method().clone();
+            let version = request.version();
+            let response = self.answer(request);
+            let keep_alive = head.keep_alive && !self.stopping.load(Ordering::SeqCst);
+            if self.write(&response, &method, version, keep_alive).is_err() {
+                return Ending::Close;
+            }
+            if !keep_alive {
+                return Ending::Linger;
+            }
+        }
+    }
+
+    fn answer(&self, request: super::Request) -> Response {
+        let id = RequestId::of(request.headers());
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            self.handler.handle(request, self.slot.peer)
+        }));
+        handled.unwrap_or_else(|_| {
+            log::error!("request {id}: the handler panicked");
+            let detail = "the request met a defect; see the gateway's log";
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Hop::Gateway, detail)
+                .outcome_unknown()
+                .response(&id)
+        })
+    }
+
+    fn refuse(&mut self, bad: BadRequest) -> Ending {
+        log::debug!("{}: {} {}", self.slot.peer, bad.status, bad.reason);
+        let problem = Problem::new(bad.status, Hop::Gateway, bad.reason);
+        let response = problem.response(&RequestId::random());
+        match self.write(&response, &Method::GET, Version::HTTP_11, false) {
+            Ok(()) => Ending::Linger,
+            Err(_) => Ending::Close,
+        }
+    }
+
+    fn read_request(&mut self) -> Result<(Head, Bytes), Stop> {
+        self.slot.reading.store(true, Ordering::SeqCst);
+        if self.buffer.is_empty() {
+            self.wait_for_request()?;
+        }
+        let head = self.read_head()?;
+        let deadline = Instant::now() + self.limits.body_timeout;
+        let body = match head.framing {
+            Framing::Empty => Bytes::new(),
+            Framing::Length(length) => self.read_length(length, &head, deadline)?,
+            Framing::Chunked => self.read_chunks(&head, deadline)?,
+        };
+        self.slot.reading.store(false, Ordering::SeqCst);
+        Ok((head, body))
+    }
+
+    fn wait_for_request(&mut self) -> Result<(), Stop> {
+        // In this order here and the other way round in the server: it sets `stopping` first,
+        // then looks at `reading`. So either this sees the stop, or the server sees this.
+        let timeout = match self.stopping.load(Ordering::SeqCst) {
+            false => self.limits.idle_timeout,
+            true => STOPPING_TIMEOUT,
+        };
+        match self.fill(timeout) {
+            Ok(count) if count > 0 => Ok(()),
+            _ => Err(Stop::Silent),
+        }
+    }
+
+    fn read_head(&mut self) -> Result<Head, Stop> {
+        let deadline = Instant::now() + self.limits.head_timeout;
+        let mut scanner = Scanner::default();
+        let mut first = true;
+        loop {
+            // RFC 9112, section 2.2: one empty line before a request is to be ignored.
+            if first && self.buffer.len() >= 2 {
+                first = false;
+                if self.buffer.starts_with(b"\r\n") {
+                    self.buffer.drain(..2);
+                }
+            }
+            if !first && let Some(length) = scanner.scan(&self.buffer)? {
+                self.check_head_size(length)?;
+                let head = head::parse(&self.buffer[..length])?;
+                self.buffer.drain(..length);
+                return Ok(head);
+            }
+            self.check_head_size(self.buffer.len())?;
+            self.fill_before(deadline)?;
+        }
+    }
+
+    fn check_head_size(&self, size: usize) -> Result<(), BadRequest> {
+        if size > self.limits.max_head_bytes {
+            return Err(BadRequest::with(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "the request line and the headers are over the limit",
+            ));
+        }
+        Ok(())
+    }
+
+    fn read_length(&mut self, length: u64, head: &Head, deadline: Instant) -> Result<Bytes, Stop> {
+        let length = usize::try_from(length)
+            .ok()
+            .filter(|length| *length <= self.limits.max_body_bytes)
+            .ok_or(BadRequest::with(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is over the limit",
+            ))?;
+        let rest = self.buffer.split_off(length.min(self.buffer.len()));
+        let mut body = std::mem::replace(&mut self.buffer, rest);
+        if body.len() < length {
+            self.send_continue(head, body.is_empty())?;
+        }
+        while body.len() < length {
+            // Memory follows what really comes, not what was announced.
+            let next = (length - body.len()).min(16 * READ_BYTES);
+            let left = time_left(deadline)?;
+            used(self.append(&mut body, next, left))?;
+        }
+        Ok(body.into())
+    }
+
+    fn read_chunks(&mut self, head: &Head, deadline: Instant) -> Result<Bytes, Stop> {
+        let mut decoder = Decoder::new(self.limits.max_body_bytes);
+        let mut body = Vec::new();
+        if self.buffer.is_empty() {
+            self.send_continue(head, true)?;
+        }
+        loop {
+            let taken = decoder.decode(&self.buffer, &mut body)?;
+            self.buffer.drain(..taken);
+            if decoder.is_done() {
+                return Ok(body.into());
+            }
+            self.fill_before(deadline)?;
+        }
+    }
+
+    // RFC 9110, section 10.1.1: not needed once the client has begun to send.
+    fn send_continue(&mut self, head: &Head, nothing_came: bool) -> Result<(), Stop> {
+        if head.expects_continue && nothing_came {
+            let line = b"HTTP/1.1 100 Continue\r\n\r\n";
+            (&*self.slot.stream)
+                .write_all(line)
+                .map_err(|_| Stop::Silent)?;
+        }
+        Ok(())
+    }
+
+    fn fill_before(&mut self, deadline: Instant) -> Result<(), Stop> {
+        let left = time_left(deadline)?;
+        used(self.fill(left)).map(|_| ())
+    }
+
+    fn fill(&mut self, timeout: Duration) -> io::Result<usize> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.append(&mut buffer, READ_BYTES, timeout);
+        self.buffer = buffer;
+        read
+    }
+
+    fn append(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        at_most: usize,
+        timeout: Duration,
+    ) -> io::Result<usize> {
+        let have = buffer.len();
+        buffer.resize(have + at_most, 0);
+        let read = self.read(&mut buffer[have..], timeout);
+        buffer.truncate(have + *read.as_ref().unwrap_or(&0));
+        read
+    }
+
+    fn read(&mut self, target: &mut [u8], timeout: Duration) -> io::Result<usize> {
+        if self.read_timeout != Some(timeout) {
+            self.slot.stream.set_read_timeout(Some(timeout))?;
+            self.read_timeout = Some(timeout);
+        }
+        loop {
+            match (&*self.slot.stream).read(target) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        response: &Response,
+        method: &Method,
+        version: Version,
+        keep_alive: bool,
+    ) -> io::Result<()> {
+        self.out.clear();
+        write_head(&mut self.out, response, method, version, keep_alive);
+        let body = match has_body(response.status()) && *method != Method::HEAD {
+            true => response.body().as_ref(),
+            false => &[],
+        };
+        let deadline = Instant::now() + self.limits.body_timeout;
+        if body.len() <= ONE_WRITE_BYTES {
+            self.out.extend_from_slice(body);
+            self.write_before(&self.out, deadline)
+        } else {
+            self.write_before(&self.out, deadline)?;
+            self.write_before(body, deadline)
+        }
+    }
+
+    // The send time-out that the server set bounds each write; the deadline bounds them all.
+    fn write_before(&self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match (&*self.slot.stream).write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if !bytes.is_empty() && Instant::now() >= deadline {
+                return Err(ErrorKind::TimedOut.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+// A deadline for the whole, not a time-out for each read: a byte a second must not hold a thread.
+fn time_left(deadline: Instant) -> Result<Duration, BadRequest> {
+    match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(TOO_SLOW),
+        left => Ok(left),
+    }
+}
+
+// What a read within a request means.
+fn used(read: io::Result<usize>) -> Result<usize, Stop> {
+    match read {
+        Ok(0) => Err(Stop::Silent),
+        Ok(count) => Ok(count),
+        Err(error) if is_timeout(&error) => Err(TOO_SLOW.into()),
+        Err(_) => Err(Stop::Silent),
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+// RFC 9110, section 6.4.1.
+fn has_body(status: StatusCode) -> bool {
+    !(status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED)
+}
+
+fn write_head(
+    out: &mut Vec<u8>,
+    response: &Response,
+    method: &Method,
+    version: Version,
+    keep_alive: bool,
+) {
+    let status = response.status();
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let mut dated = false;
+    let mut stated_length = false;
+    for (name, value) in response.headers() {
+        // The connection and its framing are this server's own. Only the length of what HEAD
+        // does not send is the handler's to say.
+        if name == header::CONTENT_LENGTH {
+            if *method != Method::HEAD || !has_body(status) {
+                continue;
+            }
+            stated_length = true;
+        } else if matches!(
+            *name,
+            header::CONNECTION | header::TRANSFER_ENCODING | header::TRAILER | header::UPGRADE
+        ) {
+            continue;
+        }
+        dated |= name == header::DATE;
+        write_field(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    if !dated {
+        let date = httpdate::fmt_http_date(SystemTime::now());
+        write_field(out, b"date", date.as_bytes());
+    }
+    if has_body(status) && !stated_length {
+        let length = response.body().len().to_string();
+        write_field(out, b"content-length", length.as_bytes());
+    }
+    if !keep_alive {
+        write_field(out, b"connection", b"close");
+    } else if version == Version::HTTP_10 {
+        write_field(out, b"connection", b"keep-alive");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}

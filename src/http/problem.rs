@@ -1,0 +1,182 @@
+//! Errors as the HTTP client sees them: problem documents (RFC 9457).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+
+use super::{RequestId, Response, X_REQUEST_ID};
+use crate::message::{Hop, PROBLEM_JSON};
+
+/// Whether the request may have had an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It was not executed; it is safe to send it again.
+    NotExecuted,
+    /// It may have been executed.
+    Unknown,
+}
+
+/// One failed request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What went wrong with this request, for a person.
+    pub detail: String,
+    /// Which component it went wrong at.
+    pub hop: Hop,
+    /// Whether the request may have had an effect.
+    pub outcome: Outcome,
+    /// After how long it makes sense to try again.
+    pub retry_after: Option<Duration>,
+    /// The methods that the resource does allow, with 405.
+    pub allow: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    r#type: &'a str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    hop: &'a str,
+    outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+}
+
+impl Problem {
+    /// A problem that the request had no effect with, as most have.
+    pub fn new(status: StatusCode, hop: Hop, detail: impl Into<String>) -> Problem {
+        Problem {
+            status,
+            detail: detail.into(),
+            hop,
+            outcome: Outcome::NotExecuted,
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    /// The same, but the request may have been executed.
+    pub fn outcome_unknown(mut self) -> Problem {
+        self.outcome = Outcome::Unknown;
+        self
+    }
+
+    /// The same, with the advice to try again after `delay`.
+    pub fn retry_after(mut self, delay: Duration) -> Problem {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// The document, as `application/problem+json`.
+    pub fn document(&self, request_id: Option<&RequestId>) -> Bytes {
+        let document = Document {
+            // No page describes them further: the title is the status's own (section 4.2.1).
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            hop: self.hop.as_str(),
+            outcome: self.outcome,
+            request_id: request_id.map(RequestId::as_str),
+        };
+        // Strings and numbers only: it can't fail.
+        serde_json::to_vec(&document).unwrap_or_default().into()
+    }
+
+    /// Reads the document that an agent sent as the body of an error reply. What is missing or
+    /// broken in it is made up for: the status and the hop stand in the reply's own properties.
+    pub fn from_agent(status: StatusCode, hop: Hop, body: &[u8]) -> Problem {
+        #[derive(Deserialize)]
+        struct Received {
+            detail: Option<String>,
+            outcome: Option<Outcome>,
+        }
+        let received = serde_json::from_slice(body).unwrap_or(Received {
+            detail: None,
+            outcome: None,
+        });
+        Problem {
+            outcome: received.outcome.unwrap_or(Outcome::Unknown),
+            ..Problem::new(
+                status,
+                hop,
+                received
+                    .detail
+                    .unwrap_or_else(|| "the agent gave no detail".into()),
+            )
+        }
+    }
+
+    /// The answer to the HTTP client.
+    pub fn response(&self, request_id: &RequestId) -> Response {
+        let mut response = Response::new(self.document(Some(request_id)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
+            headers.insert(X_REQUEST_ID, value);
+        }
+        if let Some(delay) = self.retry_after {
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(methods) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_document_has_every_member() {
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, "no \"way\"")
+            .retry_after(Duration::from_millis(1500));
+        let id = RequestId::random();
+        let response = problem.response(&id);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/problem+json"
+        );
+        assert_eq!(response.headers()["x-request-id"], id.as_str());
+        let document: Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(
+            document,
+            json!({
+                "type": "about:blank",
+                "title": "Service Unavailable",
+                "status": 503,
+                "detail": "no \"way\"",
+                "hop": "broker",
+                "outcome": "not-executed",
+                "request_id": id.as_str(),
+            })
+        );
+    }
+
+    #[test]
+    fn an_agents_problem_survives_the_way_back() {
+        let sent =
+            Problem::new(StatusCode::GATEWAY_TIMEOUT, Hop::Upstream, "too slow").outcome_unknown();
+        let body = sent.document(None);
+        assert_eq!(
+            Problem::from_agent(StatusCode::GATEWAY_TIMEOUT, Hop::Upstream, &body),
+            sent
+        );
+        let garbage = Problem::from_agent(StatusCode::BAD_GATEWAY, Hop::Agent, b"\xff");
+        assert_eq!(garbage.outcome, Outcome::Unknown);
+    }
+}

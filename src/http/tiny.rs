@@ -1,0 +1,269 @@
+//! The other front, on tiny_http. The only file that names `tiny_http`.
+//!
+//! Good for a port that only friends reach: api_2's, and api_1's with `--front tiny_http`. What
+//! it does not defend against is listed in docs/dependencies.md; two of its faults are cured
+//! here. It can leave a connection without a thread until the next connection comes, so a
+//! doorbell thread makes connections that do nothing else. And its accept loop ends for good on
+//! the first error, so a new server is then built on the same listener.
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use socket2::SockRef;
+
+use super::guarded::wake;
+use super::problem::Problem;
+use super::{Front, Handler, Request, RequestId, Response};
+use crate::config::HttpLimits;
+use crate::error::{Error, Result};
+use crate::message::Hop;
+use crate::pool::{Pool, PoolOptions};
+use crate::threads::{self, StopSignal, StopTrigger, lock};
+
+/// The pause before each ring, which bounds how many there are in a second.
+const RING_PAUSE: Duration = Duration::from_millis(2);
+/// Rings for each new client. The connection that a ring sets free belongs to a new client, so
+/// with more than one the rings reach all of them.
+const RINGS_PER_PEER: usize = 2;
+/// Rings that may be owed at a time, and clients that are remembered as not new.
+const MAX_RINGS: usize = 1024;
+/// The pause before a new server is built after an accept error.
+const REBUILD_PAUSE: Duration = Duration::from_millis(50);
+
+/// A running server.
+pub struct Tiny {
+    address: SocketAddr,
+    receive: JoinHandle<()>,
+    doorbell: JoinHandle<()>,
+    trigger: StopTrigger,
+    server: Arc<Mutex<Arc<tiny_http::Server>>>,
+    pool: Arc<Pool<tiny_http::Request>>,
+}
+
+/// Starts serving on a listener that the caller has bound. Of `limits` it keeps the number of
+/// requests at a time and the size of bodies; tiny_http bounds nothing else.
+///
+/// Errors: no thread, or the listener is unusable ([`Error::System`]).
+pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -> Result<Tiny> {
+    let unusable = |source| Error::System {
+        action: "prepare a listener",
+        source,
+    };
+    let address = listener.local_addr().map_err(unusable)?;
+    // Accepted sockets inherit both. Without the first an answer takes 40 ms; the second keeps a
+    // client that does not read from holding a worker for ever.
+    let socket = SockRef::from(&listener);
+    socket.set_tcp_nodelay(true).map_err(unusable)?;
+    socket
+        .set_write_timeout(Some(limits.body_timeout))
+        .map_err(unusable)?;
+    let server = Arc::new(Mutex::new(Arc::new(build(&listener).map_err(unusable)?)));
+    let options = PoolOptions {
+        name: "http",
+        max_workers: limits.max_connections,
+        queue: 0,
+        stack_kib: 256,
+        idle: Duration::from_secs(10),
+    };
+    let pool = Arc::new(Pool::new(options, move |request| {
+        answer(request, &handler, limits.max_body_bytes);
+    }));
+    let (trigger, stop) = threads::stop_signal();
+    let (ring, rings) = crossbeam_channel::bounded(MAX_RINGS);
+    let doorbell = threads::spawn("doorbell", 64, move || run_doorbell(&rings, address))?;
+    let receiver = ReceiveLoop {
+        listener,
+        server: Arc::clone(&server),
+        stop,
+        pool: Arc::clone(&pool),
+        ring,
+    };
+    let receive = threads::spawn("receive", 128, move || receiver.run())?;
+    Ok(Tiny {
+        address,
+        receive,
+        doorbell,
+        trigger,
+        server,
+        pool,
+    })
+}
+
+impl Front for Tiny {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops. Threads of tiny_http's own that wait for the next request of an idle connection
+    /// are not joined: it has no way to end them. They hold no request.
+    fn stop(self: Box<Self>, deadline: Instant) -> Result<()> {
+        self.trigger.stop();
+        // In this order: the loop looks at the stop signal again before it waits again.
+        lock(&self.server).unblock();
+        let received = threads::join_until(self.receive, deadline);
+        let rung = threads::join_until(self.doorbell, deadline);
+        let served = self.pool.join(deadline);
+        received.and(served).and(rung)
+    }
+}
+
+fn build(listener: &TcpListener) -> std::io::Result<tiny_http::Server> {
+    let clone = listener.try_clone()?;
+    tiny_http::Server::from_listener(clone, None).map_err(std::io::Error::other)
+}
+
+struct ReceiveLoop {
+    listener: TcpListener,
+    // Replaced after an accept error, and shared with who stops it.
+    server: Arc<Mutex<Arc<tiny_http::Server>>>,
+    stop: StopSignal,
+    pool: Arc<Pool<tiny_http::Request>>,
+    ring: Sender<()>,
+}
+
+impl ReceiveLoop {
+    fn run(&self) {
+        let mut known = HashSet::new();
+        while !self.stop.is_stopped() {
+            let server = Arc::clone(&lock(&self.server));
+            match server.recv() {
+                Ok(request) => self.dispatch(request, &mut known),
+                Err(_) if self.stop.is_stopped() => break,
+                Err(error) => {
+                    log::error!("cannot accept connections: {error}; trying again");
+                    self.stop.sleep(REBUILD_PAUSE);
+                    if let Ok(rebuilt) = build(&self.listener) {
+                        *lock(&self.server) = Arc::new(rebuilt);
+                    }
+                }
+            }
+        }
+        // What it has received already is still answered.
+        let server = Arc::clone(&lock(&self.server));
+        while let Ok(Some(request)) = server.try_recv() {
+            self.dispatch(request, &mut known);
+        }
+    }
+
+    fn dispatch(&self, request: tiny_http::Request, known: &mut HashSet<SocketAddr>) {
+        if let Some(peer) = request.remote_addr() {
+            if known.len() >= MAX_RINGS {
+                known.clear();
+            }
+            if known.insert(*peer) {
+                for _ in 0..RINGS_PER_PEER {
+                    let _ = self.ring.try_send(());
+                }
+            }
+        }
+        if let Err(request) = self.pool.submit(request) {
+            let problem = Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Hop::Gateway,
+                "all workers of this server are in use",
+            )
+            .retry_after(Duration::from_secs(1));
+            send(request, &problem.response(&RequestId::random()));
+        }
+    }
+}
+
+fn run_doorbell(rings: &Receiver<()>, address: SocketAddr) {
+    for () in rings {
+        std::thread::sleep(RING_PAUSE);
+        wake(address);
+    }
+}
+
+fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes: usize) {
+    let peer = request
+        .remote_addr()
+        .copied()
+        .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+    let response = match convert(&mut request, max_body_bytes) {
+        Ok(converted) => handler.handle(converted, peer),
+        Err((status, reason)) => {
+            Problem::new(status, Hop::Gateway, reason).response(&RequestId::random())
+        }
+    };
+    send(request, &response);
+}
+
+fn convert(
+    request: &mut tiny_http::Request,
+    max_body_bytes: usize,
+) -> std::result::Result<Request, (StatusCode, &'static str)> {
+    let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+    let mut converted = Request::new(Bytes::new());
+    *converted.method_mut() = Method::from_bytes(request.method().as_str().as_bytes())
+        .map_err(|_| bad("the method is not a token"))?;
+    *converted.uri_mut() = request
+        .url()
+        .parse::<Uri>()
+        .map_err(|_| bad("the target is malformed"))?;
+    *converted.version_mut() = match (request.http_version().0, request.http_version().1) {
+        (1, 0) => Version::HTTP_10,
+        _ => Version::HTTP_11,
+    };
+    for field in request.headers() {
+        let name = HeaderName::from_bytes(field.field.as_str().as_str().as_bytes())
+            .map_err(|_| bad("a header name is malformed"))?;
+        let value = HeaderValue::from_bytes(field.value.as_str().as_bytes())
+            .map_err(|_| bad("a header value is malformed"))?;
+        converted.headers_mut().append(name, value);
+    }
+    let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "the body is over the limit");
+    if request
+        .body_length()
+        .is_some_and(|length| length > max_body_bytes)
+    {
+        return Err(too_large);
+    }
+    let mut body = Vec::new();
+    request
+        .as_reader()
+        .take(max_body_bytes as u64 + 1)
+        .read_to_end(&mut body)
+        .map_err(|_| bad("the body ended early"))?;
+    if body.len() > max_body_bytes {
+        return Err(too_large);
+    }
+    *converted.body_mut() = body.into();
+    Ok(converted)
+}
+
+fn send(request: tiny_http::Request, response: &Response) {
+    let headers = response
+        .headers()
+        .iter()
+        .filter(|(name, _)| {
+            // tiny_http frames the answer itself.
+            **name != header::CONTENT_LENGTH
+                && **name != header::TRANSFER_ENCODING
+                && **name != header::CONNECTION
+        })
+        .filter_map(|(name, value)| {
+            tiny_http::Header::from_bytes(name.as_str().as_bytes(), value.as_bytes()).ok()
+        })
+        .collect();
+    let body = response.body().clone();
+    let length = body.len();
+    let sent = tiny_http::Response::new(
+        tiny_http::StatusCode(response.status().as_u16()),
+        headers,
+        std::io::Cursor::new(body),
+        Some(length),
+        None,
+    )
+    // Above 32 KiB it would send chunks.
+    .with_chunked_threshold(usize::MAX);
+    // It fails where the client is gone; there is nobody left to tell.
+    let _ = request.respond(sent);
+}

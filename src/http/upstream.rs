@@ -1,0 +1,179 @@
+//! The HTTP client that the agent calls its upstream with. The only file that names `ureq`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Uri;
+use ureq::config::Config;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+use super::{Request, Response};
+use crate::error::chain;
+use crate::threads::lock;
+
+/// How long a resolved name is used before it is looked up again.
+const RESOLVED_FOR: Duration = Duration::from_secs(30);
+/// How many names are remembered; an agent has one upstream, or a few.
+const MAX_NAMES: usize = 64;
+/// How long an idle connection is kept: less than servers usually do.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// Calls one HTTP service, on many threads at a time, over connections that are used again.
+pub struct Upstream {
+    agent: ureq::Agent,
+    max_body_bytes: usize,
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum UpstreamError {
+    /// No connection could be made, so nothing was executed.
+    Unreachable(String),
+    /// The time was up. It may have been executed.
+    TimedOut,
+    /// The answer's body is over this limit, in bytes. It was executed.
+    TooLarge(usize),
+    /// The connection broke, or what came is not HTTP. It may have been executed.
+    Broken(String),
+}
+
+impl fmt::Display for UpstreamError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            UpstreamError::Unreachable(reason) => {
+                write!(f, "the upstream can't be reached: {reason}")
+            }
+            UpstreamError::TimedOut => f.write_str("the upstream did not answer in time"),
+            UpstreamError::TooLarge(limit) => {
+                write!(f, "the upstream's answer is larger than {limit} bytes")
+            }
+            UpstreamError::Broken(reason) => write!(f, "the upstream failed: {reason}"),
+        }
+    }
+}
+
+impl Upstream {
+    /// Makes a client for `workers` threads that takes answers of at most `max_body_bytes`.
+    pub fn new(workers: usize, max_body_bytes: usize) -> Upstream {
+        let config = Config::builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .allow_non_standard_methods(true)
+            // Empty: the caller's own pass through, and none is made up.
+            .user_agent("")
+            .accept("")
+            .accept_encoding("")
+            .max_idle_connections(workers)
+            .max_idle_connections_per_host(workers)
+            .max_idle_age(IDLE)
+            .build();
+        let resolver = CachingResolver::default();
+        Upstream {
+            agent: ureq::Agent::with_parts(config, DefaultConnector::default(), resolver),
+            max_body_bytes,
+        }
+    }
+
+    /// Sends a request and reads the whole answer, within `timeout`.
+    ///
+    /// Errors: see [`UpstreamError`].
+    pub fn call(
+        &self,
+        request: Request,
+        timeout: Duration,
+    ) -> std::result::Result<Response, UpstreamError> {
+        let (parts, body) = request.into_parts();
+        let request = http::Request::from_parts(parts, body.as_ref());
+        let request = self
+            .agent
+            .configure_request(request)
+            .timeout_global(Some(timeout))
+            .build();
+        let answer = self.agent.run(request).map_err(call_error)?;
+        let (parts, mut body) = answer.into_parts();
+        let body = body
+            .with_config()
+            .limit(self.max_body_bytes as u64)
+            .read_to_vec()
+            .map_err(|error| match error {
+                ureq::Error::BodyExceedsLimit(_) => UpstreamError::TooLarge(self.max_body_bytes),
+                other => body_error(other),
+            })?;
+        Ok(Response::from_parts(parts, Bytes::from(body)))
+    }
+}
+
+fn call_error(error: ureq::Error) -> UpstreamError {
+    use std::io::ErrorKind;
+    match &error {
+        ureq::Error::ConnectionFailed
+        | ureq::Error::HostNotFound
+        | ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+            UpstreamError::Unreachable(chain(&error))
+        }
+        ureq::Error::Io(io) => match io.kind() {
+            ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::AddrNotAvailable => UpstreamError::Unreachable(chain(io)),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => UpstreamError::TimedOut,
+            _ => UpstreamError::Broken(chain(io)),
+        },
+        _ => body_error(error),
+    }
+}
+
+fn body_error(error: ureq::Error) -> UpstreamError {
+    match error {
+        ureq::Error::Timeout(_) => UpstreamError::TimedOut,
+        other => UpstreamError::Broken(chain(&other)),
+    }
+}
+
+/// Looks a name up once in a while instead of once per request: ureq's own resolver starts a
+/// thread for each request that has a time-out.
+#[derive(Debug, Default)]
+struct CachingResolver {
+    inner: DefaultResolver,
+    resolved: Mutex<HashMap<String, (Vec<SocketAddr>, Instant)>>,
+}
+
+impl CachingResolver {
+    fn cached(&self, authority: &str) -> Option<ResolvedSocketAddrs> {
+        let resolved = lock(&self.resolved);
+        let (addresses, since) = resolved.get(authority)?;
+        if since.elapsed() >= RESOLVED_FOR {
+            return None;
+        }
+        let mut found = self.empty();
+        addresses.iter().for_each(|address| found.push(*address));
+        Some(found)
+    }
+}
+
+impl Resolver for CachingResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        if let Some(found) = self.cached(authority) {
+            return Ok(found);
+        }
+        let found = self.inner.resolve(uri, config, timeout)?;
+        let mut resolved = lock(&self.resolved);
+        if resolved.len() >= MAX_NAMES {
+            resolved.clear();
+        }
+        resolved.insert(authority.to_owned(), (found.to_vec(), Instant::now()));
+        Ok(found)
+    }
+}

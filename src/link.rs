@@ -1,0 +1,303 @@
+//! The connection to the broker. The only file that names `rumqttc`.
+//!
+//! One thread, named `mqtt`, drives the connection for as long as the link lives: it reads,
+//! writes, pings, and after a failure it waits and connects again. Everybody else publishes
+//! through a [`Publisher`], which never blocks. Events are delivered *on* the `mqtt` thread, so
+//! what handles them must not block either.
+//!
+//! rumqttc's sync `Client` is not free of async inside: its `Connection` owns a private
+//! single-threaded runtime, which the `mqtt` thread runs whenever it calls `recv`.
+//!
+//! Three rules shape this file:
+//! - Nothing is published before the subscriptions are acknowledged, and nothing that was queued
+//!   for a lost connection is sent on the next one: it would be stale. A gate guards both. To
+//!   publish is to hold it open (a read lock); the `mqtt` thread closes it (a write lock), throws
+//!   away what is queued, and only then connects again.
+//! - rumqttc cuts the connection when asked to send a packet that the broker would not take, so
+//!   every size is checked before.
+//! - Stopping says goodbye: DISCONNECT goes out behind all that was published, and the thread
+//!   ends when the broker has closed the connection.
+
+mod driver;
+mod wire;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use rumqttc::v5::{Client, ClientError};
+
+use crate::config::BrokerUrl;
+use crate::error::Result;
+use crate::message::{Message, Properties, Qos};
+use crate::threads::{self, StopTrigger, lock};
+use crate::topic::{Id, TopicFilter};
+use driver::Driver;
+
+/// What a link connects to, and as whom.
+#[derive(Debug, Clone)]
+pub struct LinkOptions {
+    /// The broker.
+    pub broker: BrokerUrl,
+    /// The client identifier: unique at this broker.
+    pub client_id: String,
+    /// Keep the session at the broker for this long while disconnected; zero: don't.
+    pub session_expiry: Duration,
+    /// The interval between pings, at least 5 s.
+    pub keep_alive: Duration,
+    /// The largest packet to take or to send, in bytes.
+    pub max_packet_bytes: u32,
+    /// How many messages may wait to be written.
+    pub queue: usize,
+    /// What to subscribe to, anew after each reconnect.
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// One subscription.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// What to receive.
+    pub filter: TopicFilter,
+    /// The highest quality of service to receive it with.
+    pub qos: Qos,
+    /// The group that shares it, where the broker has shared subscriptions.
+    pub group: Option<Id>,
+    /// Whether to receive the retained messages that are there already.
+    pub retained: bool,
+}
+
+/// What a link tells its owner, on the `mqtt` thread.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The broker granted a subscription.
+    Granted {
+        /// As subscribed.
+        filter: String,
+        /// With this quality of service.
+        qos: Qos,
+    },
+    /// The broker refused a subscription; the link will connect and try again.
+    Refused {
+        /// As subscribed.
+        filter: String,
+        /// Why.
+        reason: String,
+    },
+    /// Connected, and every subscription acknowledged.
+    Ready,
+    /// The connection is lost or could not be made; the link will try again.
+    Down(String),
+    /// A message came.
+    Message(Message),
+    /// A QoS 0 message was written to the connection.
+    Written,
+    /// The broker acknowledged a QoS 1 or 2 message, or refused it.
+    Acknowledged(std::result::Result<(), String>),
+}
+
+/// Why a message could not be published. Nothing was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishError {
+    /// There is no connection, for this reason.
+    NotConnected(String),
+    /// Too many messages wait to be written.
+    Busy,
+    /// The packet would be larger than the broker or this link allows.
+    TooLarge {
+        /// Its size, in bytes.
+        size: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The broker said at connect that it does not do this.
+    NotSupported(&'static str),
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PublishError::NotConnected(reason) => write!(f, "no connection: {reason}"),
+            PublishError::Busy => f.write_str("too many messages wait to be written"),
+            PublishError::TooLarge { size, limit } => {
+                write!(f, "the packet has {size} bytes, the limit is {limit}")
+            }
+            PublishError::NotSupported(what) => write!(f, "the broker does not support {what}"),
+        }
+    }
+}
+
+/// Publishes through a link, from any thread.
+#[derive(Clone)]
+pub struct Publisher {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Client,
+    gate: RwLock<Gate>,
+    max_packet_bytes: u32,
+    // The filters subscribed to on the present connection.
+    subscribed: Mutex<Vec<String>>,
+    // Set once the owner wants no more messages: a reconnect then subscribes to nothing.
+    quiet: AtomicBool,
+}
+
+impl Shared {
+    fn read_gate(&self) -> RwLockReadGuard<'_, Gate> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_gate(&self) -> RwLockWriteGuard<'_, Gate> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Gate {
+    Closed(String),
+    Open(BrokerLimits),
+}
+
+#[derive(Clone, Copy)]
+struct BrokerLimits {
+    max_packet_bytes: u32,
+    max_qos: Qos,
+    retain: bool,
+}
+
+impl Publisher {
+    /// Queues a message for the broker. Never blocks.
+    ///
+    /// Errors: see [`PublishError`]; then nothing was queued. A message that was queued is sent
+    /// on the present connection or, if that is lost first, not at all.
+    pub fn publish(&self, message: Message) -> std::result::Result<(), PublishError> {
+        let gate = self.shared.read_gate();
+        let limits = match &*gate {
+            Gate::Open(limits) => limits,
+            Gate::Closed(reason) => return Err(PublishError::NotConnected(reason.clone())),
+        };
+        wire::check(&message, limits)?;
+        let Message {
+            topic,
+            payload,
+            qos,
+            retain,
+            properties,
+        } = message;
+        let result = if properties == Properties::default() {
+            self.shared
+                .client
+                .try_publish(topic, wire::to_qos(qos), retain, payload)
+        } else {
+            let properties = wire::to_properties(properties);
+            self.shared.client.try_publish_with_properties(
+                topic,
+                wire::to_qos(qos),
+                retain,
+                payload,
+                properties,
+            )
+        };
+        // Still under the gate's read lock: what was queued now is thrown away if the connection
+        // is lost, never sent on the next one.
+        result.map_err(|_| PublishError::Busy)
+    }
+
+    /// Whether a message can be published now; if not, why.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        let gate = self.shared.read_gate();
+        match &*gate {
+            Gate::Open(_) => Ok(()),
+            Gate::Closed(reason) => Err(reason.clone()),
+        }
+    }
+}
+
+/// A connection to the broker that stays up, and the thread that sees to it.
+pub struct Link {
+    publisher: Publisher,
+    trigger: StopTrigger,
+    unsubscribed: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Link {
+    /// Starts the `mqtt` thread, which connects in the background. `on_event` runs on it.
+    ///
+    /// Errors: no thread, or no usable certificates ([`Error::Tls`]).
+    pub fn start(
+        options: LinkOptions,
+        on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
+    ) -> Result<Link> {
+        let (client, connection) = Client::new(wire::mqtt_options(&options)?, options.queue);
+        let publisher = Publisher {
+            shared: Arc::new(Shared {
+                client,
+                gate: RwLock::new(Gate::Closed("not yet connected".into())),
+                max_packet_bytes: options.max_packet_bytes,
+                subscribed: Mutex::new(Vec::new()),
+                quiet: AtomicBool::new(false),
+            }),
+        };
+        let (trigger, stop) = threads::stop_signal();
+        let (on_unsubscribed, unsubscribed) = crossbeam_channel::bounded(16);
+        let mut driver = Driver::new(
+            connection,
+            publisher.clone(),
+            options,
+            stop,
+            Box::new(on_event),
+            on_unsubscribed,
+        );
+        let thread = threads::spawn("mqtt", 512, move || driver.run())?;
+        Ok(Link {
+            publisher,
+            trigger,
+            unsubscribed,
+            thread,
+        })
+    }
+
+    /// The handle that other threads publish with.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// Unsubscribes from everything and waits until the broker has confirmed it, so that it hands
+    /// what comes next to others. Publishing goes on. Gives up quietly at `deadline`.
+    pub fn unsubscribe(&self, deadline: Instant) {
+        let shared = &self.publisher.shared;
+        shared.quiet.store(true, Ordering::SeqCst);
+        if self.publisher.ready().is_err() {
+            return;
+        }
+        let filters = std::mem::take(&mut *lock(&shared.subscribed));
+        let sent = filters
+            .into_iter()
+            .filter(|filter| shared.client.try_unsubscribe(filter.as_str()).is_ok())
+            .count();
+        for _ in 0..sent {
+            if self.unsubscribed.recv_deadline(deadline).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Disconnects behind all that was published, and joins the thread.
+    ///
+    /// Errors: the thread is still stuck in the connection at `deadline` ([`Error::Thread`]).
+    pub fn stop(self, deadline: Instant) -> Result<()> {
+        self.trigger.stop();
+        // Wakes the thread if it waits for the connection. If it doesn't take this, it is either
+        // writing or waiting to connect again; it looks at the stop signal after both.
+        while let Err(ClientError::TryRequest(_)) = self.publisher.shared.client.try_disconnect() {
+            if self.thread.is_finished() || Instant::now() >= deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        threads::join_until(self.thread, deadline)
+    }
+}

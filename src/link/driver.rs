@@ -1,0 +1,322 @@
+//! The `mqtt` thread: one loop over the connection.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use rumqttc::Outgoing;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, ConnAckProperties, Filter, Packet, PubAckReason, PubCompReason, PubRecReason, Publish,
+    RetainForwardRule, SubscribeReasonCode,
+};
+use rumqttc::v5::{Connection, ConnectionError, Event, StateError};
+
+use super::wire::{describe, from_publish, from_qos, to_qos};
+use super::{BrokerLimits, Gate, LinkEvent, LinkOptions, Publisher, Subscription};
+use crate::backoff::Backoff;
+use crate::message::Qos;
+use crate::threads::{StopSignal, lock};
+
+/// The first delay before connecting again.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The longest delay before connecting again.
+const LAST_DELAY: Duration = Duration::from_secs(5);
+/// The longest delay where a host is there and refuses the port: asking it costs nobody anything,
+/// and a broker that comes back is noticed within a second.
+const LAST_DELAY_REFUSED: Duration = Duration::from_millis(800);
+/// How long the broker may take to close the connection after DISCONNECT.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// What the owner of a link does with its events.
+pub(super) type OnEvent = Box<dyn FnMut(&Publisher, LinkEvent) + Send>;
+
+pub(super) struct Driver {
+    connection: Connection,
+    publisher: Publisher,
+    stop: StopSignal,
+    subscriptions: Vec<Subscription>,
+    broker: String,
+    on_event: OnEvent,
+    on_unsubscribed: Sender<()>,
+    limits: BrokerLimits,
+    // How many subscriptions of this connection are not acknowledged yet.
+    ungranted: usize,
+    // Whether DISCONNECT was written.
+    goodbye: bool,
+    // The last failure that was logged as a warning, so that a broker that stays away is not
+    // reported several times a second.
+    last_failure: Option<String>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        connection: Connection,
+        publisher: Publisher,
+        options: LinkOptions,
+        stop: StopSignal,
+        on_event: OnEvent,
+        on_unsubscribed: Sender<()>,
+    ) -> Driver {
+        Driver {
+            connection,
+            publisher,
+            stop,
+            subscriptions: options.subscriptions,
+            broker: options.broker.to_string(),
+            on_event,
+            on_unsubscribed,
+            limits: BrokerLimits {
+                max_packet_bytes: options.max_packet_bytes,
+                max_qos: Qos::ExactlyOnce,
+                retain: true,
+            },
+            ungranted: 0,
+            goodbye: false,
+            last_failure: None,
+        }
+    }
+
+    pub(super) fn run(&mut self) {
+        let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
+        loop {
+            // `recv` and not `recv_timeout`: the latter would cancel a connect in progress.
+            match self.connection.recv() {
+                Ok(Ok(event)) => {
+                    if matches!(event, Event::Incoming(Packet::ConnAck(_))) {
+                        backoff.reset();
+                    }
+                    self.on_packet(event);
+                    if self.goodbye {
+                        return self.wait_for_close();
+                    }
+                }
+                Ok(Err(error)) => {
+                    let delay = self.on_failure(&error, &mut backoff);
+                    if self.stop.sleep(delay) {
+                        return;
+                    }
+                }
+                // All clients are gone; this driver holds one, so it can't be.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn on_packet(&mut self, event: Event) {
+        match event {
+            Event::Incoming(Packet::Publish(publish)) => {
+                let message = from_publish(publish);
+                self.tell(LinkEvent::Message(message));
+            }
+            Event::Incoming(Packet::ConnAck(connack)) => self.on_connack(&connack),
+            Event::Incoming(Packet::SubAck(suback)) => self.on_suback(&suback.return_codes),
+            Event::Incoming(Packet::UnsubAck(_)) => {
+                let _ = self.on_unsubscribed.try_send(());
+            }
+            Event::Incoming(Packet::PubAck(ack)) => {
+                self.tell(LinkEvent::Acknowledged(match ack.reason {
+                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
+                    refused => Err(format!("{refused:?}")),
+                }))
+            }
+            Event::Incoming(Packet::PubRec(ack)) => match ack.reason {
+                PubRecReason::Success | PubRecReason::NoMatchingSubscribers => {}
+                refused => self.tell(LinkEvent::Acknowledged(Err(format!("{refused:?}")))),
+            },
+            Event::Incoming(Packet::PubComp(ack)) => {
+                self.tell(LinkEvent::Acknowledged(match ack.reason {
+                    PubCompReason::Success => Ok(()),
+                    refused => Err(format!("{refused:?}")),
+                }))
+            }
+            Event::Outgoing(Outgoing::Publish(0)) => self.tell(LinkEvent::Written),
+            Event::Outgoing(Outgoing::Disconnect) => self.goodbye = true,
+            _ => {}
+        }
+    }
+
+    fn tell(&mut self, event: LinkEvent) {
+        (self.on_event)(&self.publisher, event);
+    }
+
+    fn on_connack(&mut self, connack: &ConnAck) {
+        log::info!("Connected with reason code 0 to {}", self.broker);
+        self.last_failure = None;
+        let offered = connack.properties.clone();
+        let own = self.publisher.shared.max_packet_bytes;
+        let property = |read: fn(&ConnAckProperties) -> Option<u8>| offered.as_ref().and_then(read);
+        self.limits = BrokerLimits {
+            max_packet_bytes: offered
+                .as_ref()
+                .and_then(|p| p.max_packet_size)
+                .map_or(own, |theirs| theirs.min(own)),
+            max_qos: match property(|p| p.max_qos) {
+                Some(0) => Qos::AtMostOnce,
+                Some(1) => Qos::AtLeastOnce,
+                _ => Qos::ExactlyOnce,
+            },
+            retain: property(|p| p.retain_available) != Some(0),
+        };
+        // "No keep alive" from the server would make rumqttc ping without a pause.
+        if offered.as_ref().and_then(|p| p.server_keep_alive) == Some(0) {
+            self.connection
+                .eventloop
+                .options
+                .set_keep_alive(Duration::from_secs(60));
+        }
+        if self.stop.is_stopped() {
+            let _ = self.publisher.shared.client.try_disconnect();
+            return;
+        }
+        let shares = property(|p| p.shared_subscription_available) != Some(0);
+        self.subscribe(shares);
+    }
+
+    fn subscribe(&mut self, shares: bool) {
+        let shared = &self.publisher.shared;
+        let mut names = Vec::new();
+        let mut filters = Vec::new();
+        if !shared.quiet.load(Ordering::SeqCst) {
+            for subscription in &self.subscriptions {
+                let filter = match &subscription.group {
+                    Some(group) if shares => subscription.filter.shared(group),
+                    Some(_) => {
+                        log::warn!(
+                            "the broker has no shared subscriptions: each agent will execute each request to {}",
+                            subscription.filter
+                        );
+                        subscription.filter.clone()
+                    }
+                    None => subscription.filter.clone(),
+                };
+                let qos = subscription.qos.min(self.limits.max_qos);
+                let mut wire = Filter::new(filter.as_str(), to_qos(qos));
+                if !subscription.retained {
+                    wire.retain_forward_rule = RetainForwardRule::Never;
+                }
+                names.push(filter.to_string());
+                filters.push(wire);
+            }
+        }
+        self.ungranted = filters.len();
+        // The channel is empty: nobody could publish since it was drained.
+        let queued = filters.is_empty() || shared.client.try_subscribe_many(filters).is_ok();
+        *lock(&shared.subscribed) = names;
+        if !queued {
+            self.reconnect("the subscriptions could not be queued".into());
+        } else if self.ungranted == 0 {
+            self.open();
+        }
+    }
+
+    fn on_suback(&mut self, codes: &[SubscribeReasonCode]) {
+        let shared = Arc::clone(&self.publisher.shared);
+        let names = lock(&shared.subscribed).clone();
+        let mut refusal = None;
+        for (filter, code) in names.into_iter().zip(codes) {
+            match code {
+                SubscribeReasonCode::Success(qos) => {
+                    self.ungranted = self.ungranted.saturating_sub(1);
+                    self.tell(LinkEvent::Granted {
+                        filter,
+                        qos: from_qos(*qos),
+                    });
+                }
+                refused => {
+                    let reason = format!("{refused:?}");
+                    refusal = Some(format!("subscription to {filter} refused: {reason}"));
+                    self.tell(LinkEvent::Refused { filter, reason });
+                }
+            }
+        }
+        match refusal {
+            Some(reason) => self.reconnect(reason),
+            None if self.ungranted == 0 => self.open(),
+            None => {}
+        }
+    }
+
+    fn open(&mut self) {
+        let shared = &self.publisher.shared;
+        *shared.write_gate() = Gate::Open(self.limits);
+        self.tell(LinkEvent::Ready);
+    }
+
+    // Gives this connection up; the next `recv` makes a new one.
+    fn reconnect(&mut self, reason: String) {
+        self.close_gate(&reason);
+        log::error!("{reason}; trying again in {} s", LAST_DELAY.as_secs());
+        self.tell(LinkEvent::Down(reason));
+        self.stop.sleep(LAST_DELAY);
+    }
+
+    // Returns how long to wait before the next attempt.
+    fn on_failure(&mut self, error: &ConnectionError, backoff: &mut Backoff) -> Duration {
+        let was_ready = self.publisher.ready().is_ok();
+        let reason = describe(error);
+        // Messages that were read together with the failure.
+        for event in std::mem::take(&mut self.connection.eventloop.state.events) {
+            if let Event::Incoming(Packet::Publish(publish)) = event {
+                self.tell(LinkEvent::Message(from_publish(publish)));
+            }
+        }
+        self.close_gate(&reason);
+        if let ConnectionError::MqttState(StateError::Unsolicited(packet_id)) = error {
+            self.remember_qos2(*packet_id);
+        }
+        if was_ready {
+            log::warn!("broker lost: {reason}");
+        } else if self.last_failure.as_ref() != Some(&reason) {
+            log::warn!("no connection to {}: {reason}; trying again", self.broker);
+        } else {
+            log::debug!("no connection to {}: {reason}", self.broker);
+        }
+        self.last_failure = Some(reason.clone());
+        self.tell(LinkEvent::Down(reason));
+        let delay = backoff.next_delay(getrandom::u32().unwrap_or_default());
+        match error {
+            ConnectionError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                delay.min(LAST_DELAY_REFUSED)
+            }
+            _ => delay,
+        }
+    }
+
+    fn close_gate(&mut self, reason: &str) {
+        let shared = &self.publisher.shared;
+        let mut gate = shared.write_gate();
+        *gate = Gate::Closed(reason.to_owned());
+        // Nobody publishes while this thread holds the gate, so after this nothing stale is left.
+        self.connection.eventloop.clean();
+        self.connection.eventloop.pending.clear();
+    }
+
+    // A broker that resumes a session may begin with the second half of a QoS 2 delivery whose
+    // first half an earlier process received. rumqttc takes that PUBREL for an error, and would
+    // take it so again on each new connection. Telling it of the first half mends it.
+    fn remember_qos2(&mut self, packet_id: u16) {
+        let state = &mut self.connection.eventloop.state;
+        let mut first_half = Publish::new("", QoS::ExactlyOnce, "", None);
+        first_half.pkid = packet_id;
+        let _ = state.handle_incoming_packet(Packet::Publish(first_half));
+        state.events.clear();
+    }
+
+    // DISCONNECT is written. Closing at once could destroy it, and the last replies before it,
+    // in the broker's receive buffer; so the broker closes first.
+    fn wait_for_close(&mut self) {
+        let shared = &self.publisher.shared;
+        *shared.write_gate() = Gate::Closed("stopped".into());
+        let deadline = Instant::now() + GOODBYE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.connection.recv_timeout(left) {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        log::info!("disconnected from {}", self.broker);
+    }
+}

@@ -1,0 +1,280 @@
+//! Between this crate's types and rumqttc's.
+
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+use std::time::Duration;
+
+use rumqttc::Transport;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
+use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
+
+use super::{BrokerLimits, LinkOptions, PublishError};
+use crate::error::{Error, Result, chain};
+use crate::message::{Message, Properties, Qos};
+
+/// How long one attempt to connect may take, in seconds.
+const CONNECT_TIMEOUT_S: u64 = 3;
+/// QoS 1 and 2 messages under way at a time. rumqttc reserves a slot for each: its own default
+/// costs 20 MB.
+const INFLIGHT: u16 = 100;
+/// The longest string that fits an MQTT packet, in bytes.
+const MAX_STRING: usize = 65_535;
+
+pub(super) fn mqtt_options(options: &LinkOptions) -> Result<MqttOptions> {
+    let broker = &options.broker;
+    let mut mqtt = MqttOptions::new(options.client_id.as_str(), broker.host(), broker.port());
+    mqtt.set_keep_alive(options.keep_alive.max(Duration::from_secs(5)))
+        .set_clean_start(options.session_expiry.is_zero())
+        .set_connection_timeout(CONNECT_TIMEOUT_S)
+        .set_outgoing_inflight_upper_limit(INFLIGHT)
+        .set_max_packet_size(Some(options.max_packet_bytes));
+    if !options.session_expiry.is_zero() {
+        let seconds = u32::try_from(options.session_expiry.as_secs()).unwrap_or(u32::MAX);
+        mqtt.set_session_expiry_interval(Some(seconds));
+    }
+    // Without it a message waits for the acknowledgement of the one before: 40 ms.
+    let mut network = mqtt.network_options();
+    network.set_tcp_nodelay(true);
+    mqtt.set_network_options(network);
+    if let Some((username, password)) = broker.credentials() {
+        mqtt.set_credentials(username, password);
+    }
+    if broker.is_tls() {
+        mqtt.set_transport(tls_transport()?);
+    }
+    Ok(mqtt)
+}
+
+#[cfg(feature = "tls")]
+fn tls_transport() -> Result<Transport> {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let reason = found
+            .errors
+            .first()
+            .map(|error| chain(error))
+            .unwrap_or_default();
+        return Err(Error::Tls(format!(
+            "this system has no trusted root certificates (package ca-certificates) {reason}"
+        )));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::Tls(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Transport::tls_with_config(
+        rumqttc::TlsConfiguration::Rustls(Arc::new(config)),
+    ))
+}
+
+#[cfg(not(feature = "tls"))]
+fn tls_transport() -> Result<Transport> {
+    Err(Error::Tls(
+        "this program was built without the feature tls".into(),
+    ))
+}
+
+pub(super) fn describe(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(code) => {
+            format!("the broker refused the connection: {code:?}")
+        }
+        ConnectionError::Timeout(_) => "connecting timed out".into(),
+        ConnectionError::Io(error) => chain(error),
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
+            format!("the broker disconnected: {reason_code:?}")
+        }
+        ConnectionError::MqttState(StateError::ConnectionAborted) => {
+            "the broker closed the connection".into()
+        }
+        ConnectionError::MqttState(StateError::AwaitPingResp) => {
+            "the broker did not answer a ping".into()
+        }
+        other => chain(other),
+    }
+}
+
+// An upper bound of the packet's size (MQTT 5, section 3.3), and what no packet can hold.
+pub(super) fn check(
+    message: &Message,
+    limits: &BrokerLimits,
+) -> std::result::Result<(), PublishError> {
+    let properties = &message.properties;
+    let mut size = 5 + 2 + message.topic.len() + 2 + 4 + message.payload.len();
+    let mut longest = message.topic.len();
+    let mut add = |overhead: usize, length: usize| {
+        size += overhead + length;
+        longest = longest.max(length);
+    };
+    add(3, properties.response_topic.as_ref().map_or(0, String::len));
+    add(3, properties.content_type.as_ref().map_or(0, String::len));
+    add(
+        3,
+        properties
+            .correlation_data
+            .as_ref()
+            .map_or(0, |data| data.len()),
+    );
+    add(5, 0);
+    for (name, value) in &properties.user {
+        add(3, name.len());
+        add(2, value.len());
+    }
+    let limit = limits.max_packet_bytes as usize;
+    if size > limit {
+        return Err(PublishError::TooLarge { size, limit });
+    }
+    if longest > MAX_STRING {
+        return Err(PublishError::TooLarge {
+            size: longest,
+            limit: MAX_STRING,
+        });
+    }
+    if message.qos > limits.max_qos {
+        return Err(PublishError::NotSupported("this quality of service"));
+    }
+    if message.retain && !limits.retain {
+        return Err(PublishError::NotSupported("retained messages"));
+    }
+    Ok(())
+}
+
+pub(super) fn to_qos(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
+}
+
+pub(super) fn from_qos(qos: QoS) -> Qos {
+    match qos {
+        QoS::AtMostOnce => Qos::AtMostOnce,
+        QoS::AtLeastOnce => Qos::AtLeastOnce,
+        QoS::ExactlyOnce => Qos::ExactlyOnce,
+    }
+}
+
+pub(super) fn to_properties(properties: Properties) -> PublishProperties {
+    PublishProperties {
+        message_expiry_interval: properties.message_expiry_interval,
+        response_topic: properties.response_topic,
+        correlation_data: properties.correlation_data,
+        content_type: properties.content_type,
+        user_properties: properties.user,
+        ..PublishProperties::default()
+    }
+}
+
+pub(super) fn from_publish(publish: Publish) -> Message {
+    let properties = publish.properties.unwrap_or_default();
+    Message {
+        topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+        payload: publish.payload,
+        qos: from_qos(publish.qos),
+        retain: publish.retain,
+        properties: Properties {
+            response_topic: properties.response_topic,
+            correlation_data: properties.correlation_data,
+            message_expiry_interval: properties.message_expiry_interval,
+            content_type: properties.content_type,
+            user: properties.user_properties,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: BrokerLimits = BrokerLimits {
+        max_packet_bytes: 1000,
+        max_qos: Qos::AtLeastOnce,
+        retain: false,
+    };
+
+    fn message(payload: usize) -> Message {
+        Message {
+            topic: "t".into(),
+            payload: vec![0; payload].into(),
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn what_the_broker_would_not_take_is_refused_before_it_is_sent() {
+        assert_eq!(check(&message(900), &LIMITS), Ok(()));
+        assert!(matches!(
+            check(&message(1000), &LIMITS),
+            Err(PublishError::TooLarge { limit: 1000, .. })
+        ));
+        let qos = Message {
+            qos: Qos::ExactlyOnce,
+            ..message(1)
+        };
+        assert!(matches!(
+            check(&qos, &LIMITS),
+            Err(PublishError::NotSupported(_))
+        ));
+        let retain = Message {
+            retain: true,
+            ..message(1)
+        };
+        assert!(matches!(
+            check(&retain, &LIMITS),
+            Err(PublishError::NotSupported(_))
+        ));
+    }
+
+    #[test]
+    fn a_string_that_would_be_cut_on_the_wire_is_refused() {
+        let mut long = message(1);
+        long.properties
+            .user
+            .push(("h".into(), "x".repeat(MAX_STRING + 1)));
+        let limits = BrokerLimits {
+            max_packet_bytes: u32::MAX,
+            ..LIMITS
+        };
+        assert!(matches!(
+            check(&long, &limits),
+            Err(PublishError::TooLarge {
+                limit: MAX_STRING,
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn the_size_is_never_underestimated() {
+        let mut full = message(100);
+        full.qos = Qos::AtLeastOnce;
+        full.properties = Properties {
+            response_topic: Some("r".repeat(50)),
+            correlation_data: Some(vec![1; 16].into()),
+            message_expiry_interval: Some(3),
+            content_type: Some("application/json".into()),
+            user: vec![("deadline-ms".into(), "3000".into()); 20],
+        };
+        let mut wire = Publish::new(
+            "t",
+            QoS::AtLeastOnce,
+            full.payload.clone(),
+            Some(to_properties(full.properties.clone())),
+        );
+        wire.pkid = 1;
+        let limits = BrokerLimits {
+            max_packet_bytes: wire.size() as u32 - 1,
+            ..LIMITS
+        };
+        assert!(matches!(
+            check(&full, &limits),
+            Err(PublishError::TooLarge { .. })
+        ));
+    }
+}

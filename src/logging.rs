@@ -1,0 +1,107 @@
+//! Log lines on standard error: time, level, thread, text.
+
+use std::fmt;
+use std::io::{self, LineWriter};
+
+use simplelog::{ConfigBuilder, LevelFilter, LevelPadding, ThreadLogMode, WriteLogger};
+
+use crate::error::{Error, Result};
+
+/// The most bytes of a payload that a log line shows.
+const EXCERPT_BYTES: usize = 256;
+
+/// Starts logging at the level that `RECADO_LOG` names, `info` by default.
+///
+/// Only this crate's lines are shown: rumqttc and rmqtt log every packet at debug. Errors: the
+/// level is not one of off, error, warn, info, debug and trace ([`Error::Usage`]).
+pub fn init() -> Result<()> {
+    let level = match std::env::var("RECADO_LOG") {
+        Err(_) => LevelFilter::Info,
+        Ok(text) => text.parse().map_err(|_| {
+            Error::Usage(format!(
+                "RECADO_LOG: found {text:?}, allowed are off, error, warn, info, debug and trace"
+            ))
+        })?,
+    };
+    let config = ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_thread_level(LevelFilter::Error)
+        .set_thread_mode(ThreadLogMode::Names)
+        .set_target_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .set_level_padding(LevelPadding::Right)
+        .add_filter_allow_str("recado")
+        .build();
+    // Standard error has no buffer, so each piece of a line would be a system call of its own.
+    // With LineWriter a line is one write, and lines of several processes don't mix.
+    let writer = LineWriter::new(io::stderr());
+    // A second call, as in tests that start several services, keeps the first logger.
+    let _ = WriteLogger::init(level, config, writer);
+    Ok(())
+}
+
+/// Shows bytes from the network on one line: nothing in them can forge another line or steer a
+/// terminal.
+pub struct Excerpt<'a> {
+    bytes: &'a [u8],
+    limit: usize,
+}
+
+/// The beginning of `bytes`, for a log line.
+pub fn excerpt(bytes: &[u8]) -> Excerpt<'_> {
+    Excerpt {
+        bytes,
+        limit: EXCERPT_BYTES,
+    }
+}
+
+/// All of `bytes`, for a person who asked for them.
+pub fn printable(bytes: &[u8]) -> Excerpt<'_> {
+    Excerpt {
+        bytes,
+        limit: usize::MAX,
+    }
+}
+
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.bytes[..self.bytes.len().min(self.limit)];
+        for chunk in shown.utf8_chunks() {
+            let mut plain = chunk.valid();
+            while let Some(at) = plain.find(char::is_control) {
+                f.write_str(&plain[..at])?;
+                let control = plain[at..].chars().next().unwrap_or_default();
+                write!(f, "{}", control.escape_default())?;
+                plain = &plain[at + control.len_utf8()..];
+            }
+            f.write_str(plain)?;
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        match self.bytes.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, "… ({more} bytes more)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_can_not_forge_a_line() {
+        let shown = excerpt(b"{\"ask\": \"ping\"}\n2026 [INFO] \x1b[31mall well\xff").to_string();
+        assert_eq!(
+            shown,
+            "{\"ask\": \"ping\"}\\n2026 [INFO] \\u{1b}[31mall well\\xff"
+        );
+    }
+
+    #[test]
+    fn a_long_payload_is_cut_and_says_so() {
+        let shown = excerpt(&[b'x'; 1000]).to_string();
+        assert!(shown.ends_with("x… (744 bytes more)"), "{shown}");
+    }
+}
