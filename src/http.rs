@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::error::Result;
 
@@ -46,7 +46,7 @@ where
 }
 
 /// A running HTTP server.
-pub trait Front: Send {
+pub trait Front: Send + Sync {
     /// The address it listens on, with the real port.
     fn address(&self) -> SocketAddr;
 
@@ -55,6 +55,13 @@ pub trait Front: Send {
     /// Errors: a request is still being answered at `deadline`
     /// ([`Error::Thread`](crate::error::Error::Thread)).
     fn stop(self: Box<Self>, deadline: Instant) -> Result<()>;
+}
+
+/// Whether an answer with this status has a body (RFC 9110, section 6.4.1).
+fn has_body(status: StatusCode) -> bool {
+    !(status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED)
 }
 
 /// The name of one request: in the header `X-Request-Id`, in problem documents, in log lines.

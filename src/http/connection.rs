@@ -14,7 +14,7 @@ use super::chunked::Decoder;
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
 use super::problem::Problem;
-use super::{Handler, RequestId, Response};
+use super::{Handler, RequestId, Response, has_body};
 use crate::config::HttpLimits;
 use crate::message::Hop;
 
@@ -346,13 +346,6 @@ fn used(read: io::Result<usize>) -> Result<usize, Stop> {
 
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-}
-
-// RFC 9110, section 6.4.1.
-fn has_body(status: StatusCode) -> bool {
-    !(status.is_informational()
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED)
 }
 
 fn write_head(

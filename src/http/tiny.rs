@@ -20,7 +20,7 @@ use socket2::SockRef;
 
 use super::guarded::wake;
 use super::problem::Problem;
-use super::{Front, Handler, Request, RequestId, Response};
+use super::{Front, Handler, Request, RequestId, Response, has_body};
 use crate::config::HttpLimits;
 use crate::error::{Error, Result};
 use crate::message::Hop;
@@ -253,7 +253,11 @@ fn send(request: tiny_http::Request, response: &Response) {
             tiny_http::Header::from_bytes(name.as_str().as_bytes(), value.as_bytes()).ok()
         })
         .collect();
-    let body = response.body().clone();
+    // It would announce the length of a body that it then, rightly, does not send.
+    let body = match has_body(response.status()) {
+        true => response.body().clone(),
+        false => Bytes::new(),
+    };
     let length = body.len();
     let sent = tiny_http::Response::new(
         tiny_http::StatusCode(response.status().as_u16()),

@@ -1,0 +1,33 @@
+//! Every test of the whole, against real brokers, real sockets and real processes.
+//!
+//! In this order they can be read as a description of what the project does.
+
+// A failed assertion is what a test is for, in its helpers too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+/// Brokers, services, an HTTP client and an MQTT 3.1.1 client for the tests.
+#[macro_use]
+mod support;
+
+/// client_a and client_b.
+mod clients;
+/// Many callers at once, and never an answer to the wrong one.
+mod concurrency;
+/// What the demo promised, word for word.
+mod contract;
+/// The embedded broker on its own.
+mod embedded_broker;
+/// What a caller sees when a part is missing, slow or wrong.
+mod failures;
+/// HTTP as the two fronts speak it.
+mod fronts;
+/// Parts that start in any order, go away and come back.
+mod life;
+/// Messages that nobody should have sent.
+mod odd_messages;
+/// Programs that speak MQTT 3.1.1, as requester and as agent.
+mod old_peers;
+/// Flags, environment, files and exit codes.
+mod settings;
+/// Stopping without dropping what was accepted.
+mod shutdown;

@@ -1,0 +1,111 @@
+//! An HTTP client that sends what it is told and reads exactly one answer at a time.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use super::PATIENCE;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// One connection, kept alive.
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> Connection {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Connection {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// False if the server has closed the connection.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        self.read_answer()
+    }
+
+    pub fn read_answer(&mut self) -> Answer {
+        self.try_read_answer(true).expect("an answer, not the end")
+    }
+
+    /// The answer to HEAD has a length but no body.
+    pub fn read_head_answer(&mut self) -> Answer {
+        self.try_read_answer(false).expect("an answer, not the end")
+    }
+
+    /// None if the server closed the connection instead.
+    pub fn try_read_answer(&mut self, with_body: bool) -> Option<Answer> {
+        let mut line = String::new();
+        if !matches!(self.stream.read_line(&mut line), Ok(1..)) {
+            return None;
+        }
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut answer = Answer {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+        };
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line).unwrap();
+            match line.trim_end().split_once(": ") {
+                Some((name, value)) => answer.headers.push((name.into(), value.into())),
+                None if line == "\r\n" => break,
+                None => panic!("not a header line: {line:?}"),
+            }
+        }
+        if with_body && status >= 200 {
+            let length = answer
+                .header("content-length")
+                .map_or(0, |n| n.parse().unwrap());
+            answer.body = vec![0; length];
+            self.stream.read_exact(&mut answer.body).unwrap();
+        }
+        Some(answer)
+    }
+
+    /// Whether the server has closed the connection, with nothing more to read.
+    pub fn is_closed_by_server(&mut self) -> bool {
+        let mut rest = Vec::new();
+        matches!(self.stream.read_to_end(&mut rest), Ok(0))
+    }
+}
+
+/// One request on a connection of its own.
+pub fn get(address: SocketAddr, path: &str) -> Answer {
+    Connection::open(address).get(path)
+}
