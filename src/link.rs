@@ -226,7 +226,7 @@ pub struct Link {
 impl Link {
     /// Starts the `mqtt` thread, which connects in the background. `on_event` runs on it.
     ///
-    /// Errors: no thread, or no usable certificates ([`Error::Tls`]).
+    /// Errors: no thread, or no usable certificates ([`Error::Tls`](crate::error::Error::Tls)).
     pub fn start(
         options: LinkOptions,
         on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
@@ -287,7 +287,7 @@ impl Link {
 
     /// Disconnects behind all that was published, and joins the thread.
     ///
-    /// Errors: the thread is still stuck in the connection at `deadline` ([`Error::Thread`]).
+    /// Errors: the thread is still stuck in the connection at `deadline` ([`Error::Thread`](crate::error::Error::Thread)).
     pub fn stop(self, deadline: Instant) -> Result<()> {
         self.trigger.stop();
         // Wakes the thread if it waits for the connection. If it doesn't take this, it is either

@@ -135,14 +135,19 @@ impl Shared {
 /// Wakes a thread that is blocked in `accept`, by connecting to it: the one way that every
 /// system has.
 pub(super) fn wake(address: SocketAddr) {
-    let mut address = address;
+    let _ = connect(address);
+}
+
+/// Connects to a server of this process; one that listens on every address is reached on
+/// loopback.
+pub(super) fn connect(mut address: SocketAddr) -> std::io::Result<TcpStream> {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    let _ = TcpStream::connect_timeout(&address, Duration::from_secs(1));
+    TcpStream::connect_timeout(&address, Duration::from_secs(1))
 }
 
 fn serve(shared: &Shared, linger: &Linger, slot: &Slot) {

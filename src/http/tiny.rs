@@ -2,23 +2,24 @@
 //!
 //! Good for a port that only friends reach: api_2's, and api_1's with `--front tiny_http`. What
 //! it does not defend against is listed in docs/dependencies.md; two of its faults are cured
-//! here. It can leave a connection without a thread until the next connection comes, so a
-//! doorbell thread makes connections that do nothing else. And its accept loop ends for good on
-//! the first error, so a new server is then built on the same listener.
+//! here, by a doorbell thread that connects to the server itself. It can leave a connection
+//! without a thread until the next connection comes, so after each new client there are some that
+//! do nothing else. And its accept loop ends for good on the first error, or panics, so now and
+//! then one asks for an answer; if none comes, a new server is built on the same listener.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use socket2::SockRef;
 
-use super::guarded::wake;
+use super::guarded::{connect, wake};
 use super::problem::Problem;
 use super::{Front, Handler, Request, RequestId, Response, has_body};
 use crate::config::HttpLimits;
@@ -36,6 +37,11 @@ const RINGS_PER_PEER: usize = 2;
 const MAX_RINGS: usize = 1024;
 /// The pause before a new server is built after an accept error.
 const REBUILD_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often the doorbell asks for an answer when there is nothing else to do.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// How long that answer may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running server.
 pub struct Tiny {
@@ -77,14 +83,21 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
     }));
     let (trigger, stop) = threads::stop_signal();
     let (ring, rings) = crossbeam_channel::bounded(MAX_RINGS);
-    let doorbell = threads::spawn("doorbell", 64, move || run_doorbell(&rings, address))?;
+    let doorbell = Doorbell {
+        rings,
+        address,
+        server: Arc::clone(&server),
+        check: format!("/{}", RequestId::random()),
+    };
     let receiver = ReceiveLoop {
         listener,
         server: Arc::clone(&server),
         stop,
         pool: Arc::clone(&pool),
         ring,
+        check: doorbell.check.clone(),
     };
+    let doorbell = threads::spawn("doorbell", 64, move || doorbell.run())?;
     let receive = threads::spawn("receive", 128, move || receiver.run())?;
     Ok(Tiny {
         address,
@@ -126,6 +139,8 @@ struct ReceiveLoop {
     stop: StopSignal,
     pool: Arc<Pool<tiny_http::Request>>,
     ring: Sender<()>,
+    // The path of the doorbell's own question.
+    check: String,
 }
 
 impl ReceiveLoop {
@@ -153,6 +168,9 @@ impl ReceiveLoop {
     }
 
     fn dispatch(&self, request: tiny_http::Request, known: &mut HashSet<SocketAddr>) {
+        if request.url() == self.check {
+            return send(request, &Response::new(Bytes::new()));
+        }
         if let Some(peer) = request.remote_addr() {
             if known.len() >= MAX_RINGS {
                 known.clear();
@@ -175,10 +193,43 @@ impl ReceiveLoop {
     }
 }
 
-fn run_doorbell(rings: &Receiver<()>, address: SocketAddr) {
-    for () in rings {
-        std::thread::sleep(RING_PAUSE);
-        wake(address);
+struct Doorbell {
+    rings: Receiver<()>,
+    address: SocketAddr,
+    server: Arc<Mutex<Arc<tiny_http::Server>>>,
+    check: String,
+}
+
+impl Doorbell {
+    fn run(&self) {
+        loop {
+            match self.rings.recv_timeout(CHECK_EVERY) {
+                Ok(()) => {
+                    std::thread::sleep(RING_PAUSE);
+                    wake(self.address);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if !self.is_answered() && !self.is_answered() {
+                        // The receive loop takes this for an accept error, which it is.
+                        lock(&self.server).unblock();
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    // Asked twice, since it could be this very connection that is left without a thread. Only
+    // silence counts: without a descriptor left to connect with, nothing is known.
+    fn is_answered(&self) -> bool {
+        let Ok(mut stream) = connect(self.address) else {
+            return true;
+        };
+        let request = format!("GET {} HTTP/1.0\r\n\r\n", self.check);
+        let asked = stream
+            .set_read_timeout(Some(CHECK_TIMEOUT))
+            .and_then(|()| stream.write_all(request.as_bytes()));
+        asked.is_ok() && matches!(stream.read(&mut [0; 16]), Ok(1..))
     }
 }
 

@@ -1,4 +1,4 @@
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -7,6 +7,7 @@ use recado::config::HttpLimits;
 use recado::http::{Front, Request, Response, guarded, tiny};
 
 use crate::support::http::{Connection, get};
+use crate::support::process::Process;
 use crate::support::{PATIENCE, local, wait_until};
 
 /// Answers with what it understood: method, target, length of the body; and panics on request.
@@ -250,4 +251,44 @@ fn a_body_of_a_mebibyte_there_and_back() {
     assert!(client.read_answer().body == body);
     drop(client);
     stop(front);
+}
+
+/// Runs out of descriptors, refuses, and recovers when clients leave.
+fn survives_without_descriptors(front: &str) {
+    let broker = format!("mqtt://127.0.0.1:{}", crate::support::free_port());
+    let api_1 = env!("CARGO_BIN_EXE_api_1");
+    let script = "ulimit -n 40; exec \"$0\" --listen 127.0.0.1:0 --front \"$1\" --broker \"$2\"";
+    let mut command = std::process::Command::new("sh");
+    let server = Process::spawn(command.args(["-c", script, api_1, front, &broker]));
+    let address = server.address();
+    assert_eq!(get(address, "/healthz").status, 200);
+    let crowd: Vec<_> = (0..60)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    // tiny_http may panic instead of saying so.
+    wait_until("it is out of descriptors", || {
+        let output = server.output();
+        output.contains("cannot accept connections") || output.contains("Too many open files")
+    });
+    drop(crowd);
+    wait_until("it serves again", || {
+        let mut client = Connection::open(address);
+        client.try_send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            && client
+                .try_read_answer(true)
+                .is_some_and(|answer| answer.status == 200)
+    });
+    server.signal("TERM");
+    let (status, output) = server.wait();
+    assert!(status.success(), "{output}");
+}
+
+#[test]
+fn the_guarded_front_survives_without_descriptors() {
+    survives_without_descriptors("guarded");
+}
+
+#[test]
+fn the_tiny_http_front_survives_without_descriptors() {
+    survives_without_descriptors("tiny_http");
 }
