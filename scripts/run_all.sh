@@ -24,7 +24,8 @@ fail() { printf '\nrun_all.sh: %s\n' "$*" >&2; exit 1; }
 stop_all() {
   trap - EXIT INT TERM
   for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
-    kill "${pids[i]}" 2>/dev/null || continue
+    # The whole group: a script does not pass a signal on to what it runs.
+    kill -- "-${pids[i]}" 2>/dev/null || continue
     wait "${pids[i]}" 2>/dev/null || true
   done
   [ -z "${tail_pid:-}" ] || kill "$tail_pid" 2>/dev/null || true

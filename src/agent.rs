@@ -3,8 +3,8 @@
 //! The `mqtt` thread only sorts requests into a bounded pool; the workers check the deadline,
 //! call the upstream and publish. It opens no port: all it needs is a way out to the broker.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,13 +17,14 @@ use crate::gateway::{packet_limit, random_id};
 use crate::http::problem::Problem;
 use crate::http::upstream::{Upstream, UpstreamError};
 use crate::http::{Request, Response};
-use crate::link::{Link, LinkEvent, LinkOptions, Publisher, Subscription};
+use crate::link::{Link, LinkEvent, LinkOptions, PublishError, Publisher, Subscription};
 use crate::logging::excerpt;
 use crate::message::{
     self, ERROR, Hop, JSON, Message, PROBLEM_JSON, Properties, Qos, STATUS, add_received,
     legacy_error, time_left,
 };
 use crate::pool::{Pool, PoolOptions};
+use crate::threads::lock;
 use crate::topic::{Topic, TopicFilter};
 
 /// How many replies may wait to be written to the broker.
@@ -32,12 +33,14 @@ const QUEUE: usize = 1024;
 const IDLE_WORKER: Duration = Duration::from_secs(10);
 /// How long the broker may take to confirm that no more requests come.
 const UNSUBSCRIBE: Duration = Duration::from_millis(500);
+/// No request for this long after that means that none is on its way any more.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// A running agent.
 pub struct Agent {
     link: Link,
     pool: Arc<Pool<Job>>,
-    timeout: Duration,
+    worker: Arc<Worker>,
 }
 
 /// One request on its way from the `mqtt` thread to a worker.
@@ -63,7 +66,6 @@ impl Agent {
     /// Errors: what [`Link::start`] returns, or a service that can't work ([`Error::Usage`]).
     pub fn start(settings: AgentSettings) -> Result<Agent> {
         let subscriptions = settings.services.iter().map(subscription).collect();
-        let timeout = settings.timeout;
         let options = LinkOptions {
             broker: settings.broker.clone(),
             // Two agents may have the same id by mistake; with the same client id they would
@@ -73,6 +75,7 @@ impl Agent {
             keep_alive: settings.keep_alive,
             max_packet_bytes: packet_limit(settings.max_body_bytes),
             queue: QUEUE,
+            manual_acknowledgement: false,
             subscriptions,
         };
         let pool_options = PoolOptions {
@@ -83,7 +86,7 @@ impl Agent {
             idle: IDLE_WORKER,
         };
         let worker = Arc::new(Worker::new(settings)?);
-        let intake = Arc::clone(&worker);
+        let (intake, owned) = (Arc::clone(&worker), Arc::clone(&worker));
         let pool = Arc::new(Pool::new(pool_options, move |job| worker.work(job)));
         let for_link = Arc::clone(&pool);
         let link = Link::start(options, move |publisher, event| match event {
@@ -94,7 +97,7 @@ impl Agent {
         Ok(Agent {
             link,
             pool,
-            timeout,
+            worker: owned,
         })
     }
 
@@ -104,16 +107,36 @@ impl Agent {
     }
 
     /// Stops in order: take no more requests, answer those in hand, say goodbye to the broker,
-    /// join every thread. Takes the request timeout plus a second at most.
+    /// join every thread. Takes as long as the callers of what is in hand still wait, and a second
+    /// at most beyond that.
     ///
     /// Errors: a thread did not end in time; the rest is stopped all the same.
     pub fn stop(self) -> Result<()> {
-        let now = Instant::now();
-        let drained = now + self.timeout + Duration::from_millis(300);
-        self.link.unsubscribe(now + UNSUBSCRIBE);
+        self.link.unsubscribe(Instant::now() + UNSUBSCRIBE);
+        self.wait_for_the_last();
+        let last_deadline = lock(&self.worker.taken).last_deadline;
+        let drained = last_deadline.max(Instant::now()) + Duration::from_millis(300);
         let worked = self.pool.join(drained);
-        let left = self.link.stop(drained + Duration::from_millis(600));
+        let left = self.link.stop(drained);
         worked.and(left)
+    }
+}
+
+impl Agent {
+    // A broker may send what it had queued for this agent after it has confirmed UNSUBSCRIBE
+    // (MQTT 5, section 3.10.4), and nothing says which message is the last.
+    fn wait_for_the_last(&self) {
+        let limit = Instant::now() + UNSUBSCRIBE;
+        loop {
+            let quiet_at = lock(&self.worker.taken).last_arrival + QUIET;
+            let left = quiet_at
+                .min(limit)
+                .saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left);
+        }
     }
 }
 
@@ -132,6 +155,13 @@ struct Worker {
     targets: Vec<Uri>,
     upstream: Upstream,
     dropped: AtomicU64,
+    taken: Mutex<Taken>,
+}
+
+// What the stop must know of the requests taken so far.
+struct Taken {
+    last_arrival: Instant,
+    last_deadline: Instant,
 }
 
 impl Worker {
@@ -151,6 +181,10 @@ impl Worker {
             targets,
             upstream,
             dropped: AtomicU64::new(0),
+            taken: Mutex::new(Taken {
+                last_arrival: Instant::now(),
+                last_deadline: Instant::now(),
+            }),
         })
     }
 
@@ -172,11 +206,13 @@ impl Worker {
             Ok(reply_to) => reply_to,
             Err(why) => return self.drop_message(topic, &why),
         };
-        let time_left = time_left(&message.properties).unwrap_or(self.settings.timeout);
-        // A deadline that no clock holds is no deadline.
-        let deadline = received
-            .checked_add(time_left)
-            .unwrap_or(received + self.settings.timeout);
+        let stated = time_left(&message.properties).unwrap_or(self.settings.timeout);
+        let deadline = received + stated.min(self.settings.max_timeout);
+        {
+            let mut taken = lock(&self.taken);
+            taken.last_arrival = received;
+            taken.last_deadline = deadline.max(taken.last_deadline);
+        }
         let job = Job {
             service,
             message,
@@ -322,11 +358,18 @@ impl Worker {
             topic: job.reply_to.topic.clone(),
             payload: body,
             qos: job.message.qos.min(Qos::AtLeastOnce),
-            retain: false,
             properties,
+            ..Message::default()
         });
-        if let Err(why) = published {
-            log::warn!("the reply to {} is lost: {why}", job.reply_to.topic);
+        match published {
+            Ok(()) => {}
+            // The caller must not wait in vain for what can't be carried. A problem always fits.
+            Err(PublishError::TooLarge { .. }) if error.is_none() => {
+                let detail = "the reply is larger than a packet may be";
+                let problem = Problem::new(StatusCode::BAD_GATEWAY, Hop::Agent, detail);
+                self.reply_problem(job, &problem.outcome_unknown());
+            }
+            Err(why) => log::warn!("the reply to {} is lost: {why}", job.reply_to.topic),
         }
     }
 

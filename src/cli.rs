@@ -96,7 +96,7 @@ pub struct ClientA {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub qos: u8,
     /// Exit after this many messages [default: run until stopped]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Keep the session under this client id, one day long, so that messages of QoS 1 and 2 sent
     /// meanwhile arrive at the next start

@@ -10,7 +10,7 @@ use crate::cli;
 use crate::config::broker_url;
 use crate::error::{Error, Result};
 use crate::gateway::random_id;
-use crate::link::{Link, LinkEvent, LinkOptions, Subscription};
+use crate::link::{Link, LinkEvent, LinkOptions, Publisher, Subscription};
 use crate::logging::printable;
 use crate::message::{Message, Qos};
 use crate::threads::{SignalThread, stop_signal};
@@ -39,7 +39,9 @@ fn options(broker: Option<&str>, client_id: String) -> Result<LinkOptions> {
         session_expiry: Duration::ZERO,
         keep_alive: Duration::from_secs(10),
         max_packet_bytes: MAX_PACKET_BYTES,
-        queue: 16,
+        // Acknowledgements wait here too, and a broker sends no more than this without them.
+        queue: 65_535,
+        manual_acknowledgement: false,
         subscriptions: Vec::new(),
     })
 }
@@ -56,6 +58,8 @@ pub fn subscribe(flags: &cli::ClientA) -> Result<()> {
     let mut options = options(flags.broker.as_deref(), client_id)?;
     if flags.persistent.is_some() {
         options.session_expiry = SESSION_EXPIRY;
+        // Acknowledged once it is printed: what is not may come again, but is never lost.
+        options.manual_acknowledgement = true;
     }
     options.subscriptions.push(Subscription {
         filter: flags.topic.clone(),
@@ -69,11 +73,11 @@ pub fn subscribe(flags: &cli::ClientA) -> Result<()> {
     let mut left = flags.count;
     // Printing on the mqtt thread: a terminal that can't keep up holds the broker back, and
     // nothing piles up here.
-    let link = Link::start(options, move |_, event| {
+    let link = Link::start(options, move |publisher, event| {
         if left == Some(0) {
             return;
         }
-        let result = show(event, &mut left);
+        let result = show(publisher, event, &mut left);
         if result.is_err() || left == Some(0) {
             let _ = on_end.try_send(result);
         }
@@ -86,7 +90,7 @@ pub fn subscribe(flags: &cli::ClientA) -> Result<()> {
     result.and(stopped).and(signals.join())
 }
 
-fn show(event: LinkEvent, left: &mut Option<u64>) -> Result<()> {
+fn show(publisher: &Publisher, event: LinkEvent, left: &mut Option<u64>) -> Result<()> {
     match event {
         LinkEvent::Granted { filter, qos } => {
             log::info!("subscribed to {filter}, granted QoS {qos}");
@@ -95,6 +99,7 @@ fn show(event: LinkEvent, left: &mut Option<u64>) -> Result<()> {
         LinkEvent::Refused { filter, reason } => Err(Error::SubscriptionRefused { filter, reason }),
         LinkEvent::Message(message) => {
             print_message(&message)?;
+            publisher.acknowledge(&message);
             if let Some(left) = left {
                 *left -= 1;
             }

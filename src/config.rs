@@ -6,6 +6,7 @@
 mod file;
 mod url;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
@@ -136,6 +137,8 @@ pub struct AgentSettings {
     pub queue: usize,
     /// How long a request that states no deadline may take.
     pub timeout: Duration,
+    /// How long any request may take, whatever it states.
+    pub max_timeout: Duration,
     /// The largest body to take from either side, in bytes.
     pub max_body_bytes: usize,
     /// Beginnings of the topics that replies may go to.
@@ -183,6 +186,23 @@ fn broker(flag: Option<&str>, file: Option<BrokerUrl>) -> Result<BrokerUrl> {
     }
 }
 
+fn no_repeats<'a>(
+    place: impl Fn() -> String,
+    key: &str,
+    values: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    let mut seen = HashSet::new();
+    for value in values {
+        if !seen.insert(value) {
+            return Err(Error::Setting {
+                place: format!("{}, key {key}", place()),
+                message: format!("found {value:?} twice, allowed is once"),
+            });
+        }
+    }
+    Ok(())
+}
+
 impl GatewaySettings {
     /// Puts flags, environment, file and defaults together.
     ///
@@ -195,6 +215,27 @@ impl GatewaySettings {
             (None, Some(listen)) => listen.0,
             (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
         };
+        let routes = match file.route {
+            None => vec![Route::ping()],
+            Some(routes) => routes.into_iter().map(file::Route::route).collect(),
+        };
+        let place = || {
+            flags
+                .config
+                .as_ref()
+                .map_or_else(String::new, |path| path.display().to_string())
+        };
+        // A reply is told by its topic alone which route it belongs to.
+        no_repeats(
+            place,
+            "path",
+            routes.iter().map(|route| route.path.as_str()),
+        )?;
+        no_repeats(
+            place,
+            "response_topic",
+            routes.iter().map(|route| route.response_topic.as_str()),
+        )?;
         Ok(GatewaySettings {
             broker: broker(flags.broker.as_deref(), file.broker)?,
             listen,
@@ -205,10 +246,7 @@ impl GatewaySettings {
                 .map_or(DEFAULT_KEEP_ALIVE, file::Within::seconds),
             max_waiting: file.max_waiting.map_or(1024, file::Within::size),
             http: file.http.limits(),
-            routes: match file.route {
-                None => vec![Route::ping()],
-                Some(routes) => routes.into_iter().map(file::Route::route).collect(),
-            },
+            routes,
         })
     }
 }
@@ -246,6 +284,23 @@ impl AgentSettings {
             (flag, _) => Id::new(flag.as_deref().unwrap_or("demo"))
                 .map_err(|why| Error::Usage(format!("--id: {why}")))?,
         };
+        let services: Vec<Service> = match file.service {
+            None => vec![Service::ping()],
+            Some(services) => services.into_iter().map(file::Service::service).collect(),
+        };
+        let place = || {
+            flags
+                .config
+                .as_ref()
+                .map_or_else(String::new, |path| path.display().to_string())
+        };
+        no_repeats(
+            place,
+            "request_topic",
+            services
+                .iter()
+                .map(|service| service.request_topic.as_str()),
+        )?;
         Ok(AgentSettings {
             broker: broker(flags.broker.as_deref(), file.broker)?,
             upstream,
@@ -258,14 +313,14 @@ impl AgentSettings {
             timeout: file
                 .timeout_ms
                 .map_or(DEFAULT_TIMEOUT, file::Within::millis),
+            max_timeout: file
+                .max_timeout_ms
+                .map_or(Duration::from_secs(30), file::Within::millis),
             max_body_bytes: file.max_body_bytes.map_or(1024 * 1024, file::Within::size),
             reply_prefixes: file
                 .reply_prefixes
                 .unwrap_or_else(|| vec!["api/ping/response".into(), "recado/".into()]),
-            services: match file.service {
-                None => vec![Service::ping()],
-                Some(services) => services.into_iter().map(file::Service::service).collect(),
-            },
+            services,
         })
     }
 }
@@ -310,6 +365,7 @@ impl fmt::Display for AgentSettings {
         writeln!(f, "workers = {}", self.workers)?;
         writeln!(f, "queue = {}", self.queue)?;
         writeln!(f, "timeout_ms = {}", self.timeout.as_millis())?;
+        writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
         writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
         for service in &self.services {

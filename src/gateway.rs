@@ -14,7 +14,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 
 use crate::config::{Front as FrontKind, GatewaySettings, Route};
 use crate::error::{Error, Result};
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, RETRY_AFTER};
 use crate::http::{Front, Request, RequestId, Response, X_REQUEST_ID, guarded, tiny};
 use crate::link::{Link, LinkEvent, LinkOptions, PublishError, Publisher, Subscription};
 use crate::logging::excerpt;
@@ -29,8 +29,6 @@ use crate::topic::{Id, Topic, TopicFilter};
 const QUEUE: usize = 1024;
 /// What a packet may hold besides the body, in bytes: topics, properties, headers.
 const PACKET_OVERHEAD: usize = 64 * 1024;
-/// When to try again what failed for want of a place or of the broker.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A running gateway.
 pub struct Gateway {
@@ -75,7 +73,7 @@ impl Gateway {
     pub fn stop(self) -> Result<()> {
         let drained = Instant::now() + self.timeout + Duration::from_millis(300);
         let served = self.front.stop(drained);
-        let left = self.link.stop(drained + Duration::from_millis(600));
+        let left = self.link.stop(drained);
         served.and(left)
     }
 }
@@ -95,6 +93,7 @@ struct LiveRoute {
     route: Route,
     inbox: Topic,
     pending: Pending<Reply>,
+    max_body_bytes: usize,
 }
 
 /// What completes a waiter.
@@ -119,7 +118,7 @@ impl Shared {
         let routes: Arc<[LiveRoute]> = settings
             .routes
             .iter()
-            .map(|route| LiveRoute::new(route, &id, settings.max_waiting))
+            .map(|route| LiveRoute::new(route, &id, settings))
             .collect::<Result<_>>()?;
         let options = LinkOptions {
             broker: settings.broker.clone(),
@@ -129,6 +128,7 @@ impl Shared {
             keep_alive: settings.keep_alive,
             max_packet_bytes: packet_limit(settings.http.max_body_bytes),
             queue: QUEUE,
+            manual_acknowledgement: false,
             subscriptions: routes.iter().flat_map(LiveRoute::subscriptions).collect(),
         };
         let (inboxes, dropped) = (Arc::clone(&routes), Dropped::default());
@@ -203,8 +203,8 @@ impl Shared {
                 topic: live.route.request_topic.as_str().to_owned(),
                 payload,
                 qos: live.route.qos,
-                retain: false,
                 properties: request_properties(&live.inbox, correlation, time_left),
+                ..Message::default()
             })
             .map_err(|error| not_published(&error))?;
         log::debug!("request {id}: published as {correlation:?}");
@@ -220,12 +220,13 @@ impl Shared {
 }
 
 impl LiveRoute {
-    fn new(route: &Route, id: &Id, max_waiting: usize) -> Result<LiveRoute> {
+    fn new(route: &Route, id: &Id, settings: &GatewaySettings) -> Result<LiveRoute> {
         let inbox = format!("{}/{id}", route.response_topic);
         Ok(LiveRoute {
             route: route.clone(),
             inbox: Topic::new(inbox).map_err(|error| Error::Usage(error.to_string()))?,
-            pending: Pending::new(max_waiting),
+            pending: Pending::new(settings.max_waiting),
+            max_body_bytes: settings.http.max_body_bytes,
         })
     }
 
@@ -257,7 +258,15 @@ fn receive(routes: &[LiveRoute], message: &Message, dropped: &Dropped) {
     if message.retain {
         return dropped.count(&message.topic, "it is retained, so it is from before");
     }
-    let reply = || read_json_reply(message).map_err(|bad| bad.to_string());
+    let reply = || match message.payload.len() {
+        length if length <= live.max_body_bytes => {
+            read_json_reply(message).map_err(|bad| bad.to_string())
+        }
+        length => Err(format!(
+            "it has {length} bytes, the limit is {}",
+            live.max_body_bytes
+        )),
+    };
     let completion = match &message.properties.correlation_data {
         Some(_) if message.topic != live.inbox.as_str() => {
             return dropped.count(&message.topic, "a correlated reply belongs into an inbox");

@@ -21,6 +21,7 @@
 mod driver;
 mod wire;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -37,6 +38,10 @@ use crate::threads::{self, StopTrigger, lock};
 use crate::topic::{Id, TopicFilter};
 use driver::Driver;
 
+/// Once a message has waited this long to be written, the connection counts as stalled, and no
+/// further one is queued behind it.
+const STALLED: Duration = Duration::from_secs(1);
+
 /// What a link connects to, and as whom.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
@@ -52,6 +57,8 @@ pub struct LinkOptions {
     pub max_packet_bytes: u32,
     /// How many messages may wait to be written.
     pub queue: usize,
+    /// Acknowledge no message of QoS 1 or 2 before the owner calls [`Publisher::acknowledge`].
+    pub manual_acknowledgement: bool,
     /// What to subscribe to, anew after each reconnect.
     pub subscriptions: Vec<Subscription>,
 }
@@ -141,8 +148,52 @@ struct Shared {
     max_packet_bytes: u32,
     // The filters subscribed to on the present connection.
     subscribed: Mutex<Vec<String>>,
+    outgoing: Mutex<Outgoing>,
+    manual_acknowledgement: bool,
     // Set once the owner wants no more messages: a reconnect then subscribes to nothing.
     quiet: AtomicBool,
+}
+
+/// What was queued and has not been written yet, and what was written and not acknowledged.
+///
+/// rumqttc holds messages back while the broker takes none or acknowledges none, and would send
+/// them late. So nothing more is queued than it can send at once.
+#[derive(Default)]
+struct Outgoing {
+    // When each was queued, oldest first.
+    queued: VecDeque<Instant>,
+    // QoS 1 and 2, from queueing to acknowledgement.
+    unacknowledged: usize,
+}
+
+impl Outgoing {
+    fn add(&mut self, qos: Qos, limits: &BrokerLimits) -> std::result::Result<(), PublishError> {
+        let stalled = self
+            .queued
+            .front()
+            .is_some_and(|since| since.elapsed() > STALLED);
+        let acknowledged = qos == Qos::AtMostOnce || self.unacknowledged < limits.inflight;
+        if stalled || !acknowledged {
+            return Err(PublishError::Busy);
+        }
+        self.queued.push_back(Instant::now());
+        self.unacknowledged += usize::from(qos != Qos::AtMostOnce);
+        Ok(())
+    }
+
+    // The one that was added last could not be queued.
+    fn take_back(&mut self, qos: Qos) {
+        self.queued.pop_back();
+        self.unacknowledged -= usize::from(qos != Qos::AtMostOnce);
+    }
+
+    fn written(&mut self) {
+        self.queued.pop_front();
+    }
+
+    fn acknowledged(&mut self) {
+        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+    }
 }
 
 impl Shared {
@@ -165,6 +216,8 @@ struct BrokerLimits {
     max_packet_bytes: u32,
     max_qos: Qos,
     retain: bool,
+    // QoS 1 and 2 messages under way at a time.
+    inflight: usize,
 }
 
 impl Publisher {
@@ -179,12 +232,15 @@ impl Publisher {
             Gate::Closed(reason) => return Err(PublishError::NotConnected(reason.clone())),
         };
         wire::check(&message, limits)?;
+        let mut outgoing = lock(&self.shared.outgoing);
+        outgoing.add(message.qos, limits)?;
         let Message {
             topic,
             payload,
             qos,
             retain,
             properties,
+            ..
         } = message;
         let result = if properties == Properties::default() {
             self.shared
@@ -202,7 +258,19 @@ impl Publisher {
         };
         // Still under the gate's read lock: what was queued now is thrown away if the connection
         // is lost, never sent on the next one.
-        result.map_err(|_| PublishError::Busy)
+        result.map_err(|_| {
+            outgoing.take_back(qos);
+            PublishError::Busy
+        })
+    }
+
+    /// Acknowledges a received message, with [`LinkOptions::manual_acknowledgement`]. One that is
+    /// lost with the connection is harmless: the broker sends the message again.
+    pub fn acknowledge(&self, message: &Message) {
+        if !self.shared.manual_acknowledgement || message.qos == Qos::AtMostOnce {
+            return;
+        }
+        let _ = self.shared.client.try_ack(&wire::to_publish(message));
     }
 
     /// Whether a message can be published now; if not, why.
@@ -238,6 +306,8 @@ impl Link {
                 gate: RwLock::new(Gate::Closed("not yet connected".into())),
                 max_packet_bytes: options.max_packet_bytes,
                 subscribed: Mutex::new(Vec::new()),
+                outgoing: Mutex::default(),
+                manual_acknowledgement: options.manual_acknowledgement,
                 quiet: AtomicBool::new(false),
             }),
         };
@@ -287,8 +357,11 @@ impl Link {
 
     /// Disconnects behind all that was published, and joins the thread.
     ///
-    /// Errors: the thread is still stuck in the connection at `deadline` ([`Error::Thread`](crate::error::Error::Thread)).
+    /// Errors: the thread is still stuck in the connection at `deadline`, or as long after the call
+    /// as an attempt to connect may take ([`Error::Thread`](crate::error::Error::Thread)).
     pub fn stop(self, deadline: Instant) -> Result<()> {
+        // An attempt to connect can't be cut short.
+        let deadline = deadline.max(Instant::now() + wire::CONNECT_TIMEOUT) + driver::GOODBYE;
         self.trigger.stop();
         // Wakes the thread if it waits for the connection. If it doesn't take this, it is either
         // writing or waiting to connect again; it looks at the stop signal after both.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -46,6 +46,8 @@ pub struct Message {
     pub qos: Qos,
     /// Sent: the broker shall keep it. Received: it was kept, so it is from before.
     pub retain: bool,
+    /// Of a received message of QoS 1 or 2: what its acknowledgement names it by.
+    pub packet_id: u16,
     /// The MQTT 5 properties; empty where a 3.1.1 peer is involved.
     pub properties: Properties,
 }
@@ -253,18 +255,29 @@ pub enum Received {
 
 /// Looks for `received` in a reply that carries no correlation.
 ///
-/// Errors: it is not a JSON object, so it is no reply.
+/// Errors: it is not a JSON object, so it is no reply; or it has a member `error`. Equal requests
+/// have equal replies, but not equal failures: what an MQTT 3.1.1 requester is told of its own
+/// request (a full queue, an upstream too slow) must not reach a caller whose request goes well.
 pub fn received(payload: &[u8]) -> Result<Received, BadReply> {
+    // Not `Option<&RawValue>` alone: that would take `"received": null` for none at all.
+    fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<&'de RawValue>, D::Error> {
+        <&RawValue>::deserialize(value).map(Some)
+    }
     #[derive(Deserialize)]
     struct Reply<'a> {
-        #[serde(borrow, default)]
+        #[serde(borrow, default, deserialize_with = "present")]
         received: Option<&'a RawValue>,
+        #[serde(borrow, default, deserialize_with = "present")]
+        error: Option<&'a RawValue>,
     }
     let not_a_reply = |error| BadReply(format!("it is not a JSON object: {error}"));
     if !payload.trim_ascii_start().starts_with(b"{") {
         return Err(BadReply("it is not a JSON object".into()));
     }
     let reply: Reply = serde_json::from_slice(payload).map_err(not_a_reply)?;
+    if reply.error.is_some() {
+        return Err(BadReply("it reports an error to somebody else".into()));
+    }
     match reply.received {
         None => Ok(Received::Unknown),
         Some(raw) => canonical(raw.get().as_bytes())
@@ -363,7 +376,16 @@ mod tests {
             ))
         );
         assert_eq!(received(br#"{"message": 1}"#), Ok(Received::Unknown));
-        for bad in ["", "pong", "[1]", "{", "{\"received\": }"] {
+        let null = Received::Request(Bytes::from_static(b"null"));
+        assert_eq!(received(br#"{"received": null}"#), Ok(null));
+        for bad in [
+            "",
+            "pong",
+            "[1]",
+            "{",
+            "{\"received\": }",
+            "{\"error\": \"busy\"}",
+        ] {
             assert!(received(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -141,6 +141,11 @@ impl<T: Send + 'static> Pool<T> {
         }
     }
 
+    /// Whether it takes no further job.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.shared.lanes).is_none()
+    }
+
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.shared.workers.load(Ordering::Relaxed)

@@ -169,6 +169,7 @@ pub(super) struct Agent {
     pub workers: Option<Count>,
     pub queue: Option<Count>,
     pub timeout_ms: Option<TimeoutMs>,
+    pub max_timeout_ms: Option<TimeoutMs>,
     pub max_body_bytes: Option<BodyBytes>,
     pub reply_prefixes: Option<Vec<String>>,
     pub service: Option<Vec<Service>>,

@@ -37,11 +37,15 @@ impl BrokerUrl {
             .map(|(username, password)| (username.as_str(), password.as_str()))
     }
 
-    /// `RECADO_MQTT_USERNAME` and `RECADO_MQTT_PASSWORD`, where set, replace what the URL says.
+    /// `RECADO_MQTT_USERNAME` and `RECADO_MQTT_PASSWORD`, each where set, replace what the URL
+    /// says.
     pub fn with_credentials_from_environment(mut self) -> BrokerUrl {
-        if let Ok(username) = std::env::var("RECADO_MQTT_USERNAME") {
-            let password = std::env::var("RECADO_MQTT_PASSWORD").unwrap_or_default();
-            self.credentials = Some((username, password));
+        let username = std::env::var("RECADO_MQTT_USERNAME").ok();
+        let password = std::env::var("RECADO_MQTT_PASSWORD").ok();
+        if username.is_some() || password.is_some() {
+            let (own_username, own_password) = self.credentials.take().unwrap_or_default();
+            let username = username.unwrap_or(own_username);
+            self.credentials = Some((username, password.unwrap_or(own_password)));
         }
         self
     }

@@ -348,6 +348,14 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
+/// The bytes of an answer after which the connection is closed.
+pub(super) fn last_answer(response: &Response) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_head(&mut out, response, &Method::GET, Version::HTTP_11, false);
+    out.extend_from_slice(response.body());
+    out
+}
+
 fn write_head(
     out: &mut Vec<u8>,
     response: &Response,

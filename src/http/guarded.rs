@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use super::connection::{Connection, Ending, Slot};
+use super::connection::{Connection, Ending, Slot, last_answer};
 use super::linger::Linger;
 use super::problem::Problem;
 use super::{Front, Handler, RequestId};
@@ -58,7 +58,8 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
         action: "read the address of a listener",
         source,
     })?;
-    let (linger, linger_thread) = Linger::start()?;
+    let (trigger, stop) = threads::stop_signal();
+    let (linger, linger_thread) = Linger::start(stop.clone())?;
     let shared = Arc::new(Shared {
         limits,
         handler: Box::new(handler),
@@ -77,7 +78,6 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
     let pool = Arc::new(Pool::new(options, move |slot: Arc<Slot>| {
         serve(&worker, &closer, &slot);
     }));
-    let (trigger, stop) = threads::stop_signal();
     let acceptor = Acceptor {
         listener,
         shared: Arc::clone(&shared),
@@ -237,16 +237,10 @@ impl Acceptor {
             "all connections of this server are in use",
         )
         .retry_after(Duration::from_secs(1));
-        let document = problem.document(Some(&RequestId::random()));
-        let head = format!(
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: {}\r\nretry-after: 1\r\n\
-             content-length: {}\r\nconnection: close\r\n\r\n",
-            crate::message::PROBLEM_JSON,
-            document.len()
-        );
+        let response = problem.response(&RequestId::random());
         // It fits the socket's empty buffer, so this does not block the accept thread.
         let _ = slot.stream.set_nonblocking(true);
-        let _ = (&*slot.stream).write_all(&[head.as_bytes(), &document].concat());
+        let _ = (&*slot.stream).write_all(&last_answer(&response));
         self.linger.close(Arc::clone(&slot.stream));
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::Result;
-use crate::threads;
+use crate::threads::{self, StopSignal};
 
 /// How long a connection is kept after its last answer.
 const LINGER: Duration = Duration::from_millis(500);
@@ -30,10 +30,10 @@ pub(super) struct Linger {
 }
 
 impl Linger {
-    /// Starts the thread.
-    pub(super) fn start() -> Result<(Linger, JoinHandle<()>)> {
+    /// Starts the thread. Once stopped, it waits for nobody any more.
+    pub(super) fn start(stop: StopSignal) -> Result<(Linger, JoinHandle<()>)> {
         let (sender, receiver) = crossbeam_channel::bounded(CAPACITY);
-        let thread = threads::spawn("linger", 64, move || run(&receiver))?;
+        let thread = threads::spawn("linger", 64, move || run(&receiver, &stop))?;
         Ok((Linger { sender }, thread))
     }
 
@@ -45,13 +45,9 @@ impl Linger {
     }
 }
 
-fn run(receiver: &Receiver<(Arc<TcpStream>, Instant)>) {
+fn run(receiver: &Receiver<(Arc<TcpStream>, Instant)>, stop: &StopSignal) {
     for (stream, until) in receiver {
-        // The channel is closed: the server stops and has no time for this.
-        let left = until.saturating_duration_since(Instant::now());
-        if !left.is_zero() {
-            std::thread::sleep(left);
-        }
+        stop.sleep(until.saturating_duration_since(Instant::now()));
         drain(&stream);
     }
 }

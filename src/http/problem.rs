@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::{RequestId, Response, X_REQUEST_ID};
 use crate::message::{Hop, PROBLEM_JSON};
 
+/// After how long to try again what failed for want of a place or of the broker.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Whether the request may have had an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -103,6 +106,7 @@ impl Problem {
         });
         Problem {
             outcome: received.outcome.unwrap_or(Outcome::Unknown),
+            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER),
             ..Problem::new(
                 status,
                 hop,

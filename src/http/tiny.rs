@@ -10,6 +10,7 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -42,6 +43,12 @@ const REBUILD_PAUSE: Duration = Duration::from_millis(50);
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How long that answer may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a server that accepts no more is still looked at after its last request, and how often.
+const RETIRED_FOR: Duration = Duration::from_secs(60);
+const RETIRED_POLL: Duration = Duration::from_millis(20);
+/// How long to wait for a worker before looking again.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// A running server.
 pub struct Tiny {
@@ -88,6 +95,9 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
         address,
         server: Arc::clone(&server),
         check: format!("/{}", RequestId::random()),
+        busy: Arc::new(AtomicBool::new(false)),
+        deaf: Arc::new(AtomicBool::new(false)),
+        stop: stop.clone(),
     };
     let receiver = ReceiveLoop {
         listener,
@@ -96,6 +106,8 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
         pool: Arc::clone(&pool),
         ring,
         check: doorbell.check.clone(),
+        busy: Arc::clone(&doorbell.busy),
+        deaf: Arc::clone(&doorbell.deaf),
     };
     let doorbell = threads::spawn("doorbell", 64, move || doorbell.run())?;
     let receive = threads::spawn("receive", 128, move || receiver.run())?;
@@ -141,29 +153,69 @@ struct ReceiveLoop {
     ring: Sender<()>,
     // The path of the doorbell's own question.
     check: String,
+    // All workers are busy, so no answer can be expected now.
+    busy: Arc<AtomicBool>,
+    // The doorbell got no answer.
+    deaf: Arc<AtomicBool>,
 }
 
 impl ReceiveLoop {
     fn run(&self) {
         let mut known = HashSet::new();
+        let mut retired = Vec::new();
         while !self.stop.is_stopped() {
             let server = Arc::clone(&lock(&self.server));
-            match server.recv() {
-                Ok(request) => self.dispatch(request, &mut known),
-                Err(_) if self.stop.is_stopped() => break,
-                Err(error) => {
-                    log::error!("cannot accept connections: {error}; trying again");
-                    self.stop.sleep(REBUILD_PAUSE);
-                    if let Ok(rebuilt) = build(&self.listener) {
-                        *lock(&self.server) = Arc::new(rebuilt);
-                    }
+            let failure = match self.receive(&server, &mut retired) {
+                Ok(Some(request)) => {
+                    self.dispatch(request, &mut known);
+                    None
                 }
+                Ok(None) => None,
+                Err(_) if self.stop.is_stopped() => break,
+                Err(error) => Some(error.to_string()),
+            };
+            let deaf = self.deaf.swap(false, Ordering::SeqCst);
+            let failure = failure.or(deaf.then(|| "no answer to a connection".into()));
+            if let Some(reason) = failure {
+                log::error!("cannot accept connections: {reason}; trying again");
+                retired.push((server, Instant::now()));
+                self.rebuild();
             }
         }
-        // What it has received already is still answered.
-        let server = Arc::clone(&lock(&self.server));
-        while let Ok(Some(request)) = server.try_recv() {
-            self.dispatch(request, &mut known);
+        // What they have received already is still answered.
+        retired.push((Arc::clone(&lock(&self.server)), Instant::now()));
+        for (server, _) in retired {
+            while let Ok(Some(request)) = server.try_recv() {
+                self.dispatch(request, &mut known);
+            }
+        }
+    }
+
+    // The connections of a server that accepts no more live on, and so do their requests.
+    fn receive(
+        &self,
+        server: &tiny_http::Server,
+        retired: &mut Vec<(Arc<tiny_http::Server>, Instant)>,
+    ) -> std::io::Result<Option<tiny_http::Request>> {
+        if retired.is_empty() {
+            return server.recv().map(Some);
+        }
+        retired.retain(|(_, last_used)| last_used.elapsed() < RETIRED_FOR);
+        for (old, last_used) in retired {
+            if let Ok(Some(request)) = old.try_recv() {
+                *last_used = Instant::now();
+                return Ok(Some(request));
+            }
+        }
+        server.recv_timeout(RETIRED_POLL)
+    }
+
+    fn rebuild(&self) {
+        while !self.stop.sleep(REBUILD_PAUSE) {
+            if let Ok(rebuilt) = build(&self.listener) {
+                *lock(&self.server) = Arc::new(rebuilt);
+                return;
+            }
         }
     }
 
@@ -181,15 +233,18 @@ impl ReceiveLoop {
                 }
             }
         }
-        if let Err(request) = self.pool.submit(request) {
-            let problem = Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                Hop::Gateway,
-                "all workers of this server are in use",
-            )
-            .retry_after(Duration::from_secs(1));
-            send(request, &problem.response(&RequestId::random()));
+        // With all workers busy the others wait, in tiny_http's queue: to refuse one here could
+        // block, since tiny_http reads the rest of a body before it lets go of a request.
+        let mut waiting = self.pool.submit(request);
+        while let Err(request) = waiting {
+            if self.pool.is_closed() {
+                break;
+            }
+            self.busy.store(true, Ordering::SeqCst);
+            std::thread::sleep(BUSY_PAUSE);
+            waiting = self.pool.submit(request);
         }
+        self.busy.store(false, Ordering::SeqCst);
     }
 }
 
@@ -198,11 +253,14 @@ struct Doorbell {
     address: SocketAddr,
     server: Arc<Mutex<Arc<tiny_http::Server>>>,
     check: String,
+    busy: Arc<AtomicBool>,
+    deaf: Arc<AtomicBool>,
+    stop: StopSignal,
 }
 
 impl Doorbell {
     fn run(&self) {
-        loop {
+        while !self.stop.is_stopped() {
             match self.rings.recv_timeout(CHECK_EVERY) {
                 Ok(()) => {
                     std::thread::sleep(RING_PAUSE);
@@ -210,7 +268,7 @@ impl Doorbell {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     if !self.is_answered() && !self.is_answered() {
-                        // The receive loop takes this for an accept error, which it is.
+                        self.deaf.store(true, Ordering::SeqCst);
                         lock(&self.server).unblock();
                     }
                 }
@@ -225,6 +283,9 @@ impl Doorbell {
         let Ok(mut stream) = connect(self.address) else {
             return true;
         };
+        if self.busy.load(Ordering::SeqCst) {
+            return true;
+        }
         let request = format!("GET {} HTTP/1.0\r\n\r\n", self.check);
         let asked = stream
             .set_read_timeout(Some(CHECK_TIMEOUT))

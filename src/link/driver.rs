@@ -11,10 +11,12 @@ use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, Filter, Packet, PubAckReason, PubCompReason, PubRecReason, Publish,
     RetainForwardRule, SubscribeReasonCode,
 };
-use rumqttc::v5::{Connection, ConnectionError, Event, StateError};
+use rumqttc::v5::{Connection, ConnectionError, Event, MqttState, StateError};
 
-use super::wire::{describe, from_publish, from_qos, to_qos};
-use super::{BrokerLimits, Gate, LinkEvent, LinkOptions, Publisher, Subscription};
+use super::wire::{INFLIGHT, describe, from_publish, from_qos, to_qos};
+use super::{
+    BrokerLimits, Gate, LinkEvent, LinkOptions, Outgoing as Unwritten, Publisher, Subscription,
+};
 use crate::backoff::Backoff;
 use crate::message::Qos;
 use crate::threads::{StopSignal, lock};
@@ -26,8 +28,11 @@ const LAST_DELAY: Duration = Duration::from_secs(5);
 /// The longest delay where a host is there and refuses the port: asking it costs nobody anything,
 /// and a broker that comes back is noticed within a second.
 const LAST_DELAY_REFUSED: Duration = Duration::from_millis(800);
+/// A connection that lived this long was a success, after which the delays begin anew. Shorter
+/// ones, as of two clients with one client id that throw each other out, must not spin.
+const SETTLED: Duration = Duration::from_secs(1);
 /// How long the broker may take to close the connection after DISCONNECT.
-const GOODBYE: Duration = Duration::from_millis(500);
+pub(super) const GOODBYE: Duration = Duration::from_millis(500);
 
 /// What the owner of a link does with its events.
 pub(super) type OnEvent = Box<dyn FnMut(&Publisher, LinkEvent) + Send>;
@@ -43,6 +48,8 @@ pub(super) struct Driver {
     limits: BrokerLimits,
     // How many subscriptions of this connection are not acknowledged yet.
     ungranted: usize,
+    // Since when there is a connection.
+    connected: Option<Instant>,
     // Whether DISCONNECT was written.
     goodbye: bool,
     // The last failure that was logged as a warning, so that a broker that stays away is not
@@ -71,8 +78,10 @@ impl Driver {
                 max_packet_bytes: options.max_packet_bytes,
                 max_qos: Qos::ExactlyOnce,
                 retain: true,
+                inflight: INFLIGHT.into(),
             },
             ungranted: 0,
+            connected: None,
             goodbye: false,
             last_failure: None,
         }
@@ -84,15 +93,19 @@ impl Driver {
             // `recv` and not `recv_timeout`: the latter would cancel a connect in progress.
             match self.connection.recv() {
                 Ok(Ok(event)) => {
-                    if matches!(event, Event::Incoming(Packet::ConnAck(_))) {
-                        backoff.reset();
-                    }
                     self.on_packet(event);
                     if self.goodbye {
                         return self.wait_for_close();
                     }
                 }
                 Ok(Err(error)) => {
+                    if self
+                        .connected
+                        .take()
+                        .is_some_and(|since| since.elapsed() >= SETTLED)
+                    {
+                        backoff.reset();
+                    }
                     let delay = self.on_failure(&error, &mut backoff);
                     if self.stop.sleep(delay) {
                         return;
@@ -131,18 +144,32 @@ impl Driver {
                     refused => Err(format!("{refused:?}")),
                 }))
             }
-            Event::Outgoing(Outgoing::Publish(0)) => self.tell(LinkEvent::Written),
-            Event::Outgoing(Outgoing::Disconnect) => self.goodbye = true,
+            Event::Outgoing(Outgoing::Publish(packet_id)) => {
+                lock(&self.publisher.shared.outgoing).written();
+                if packet_id == 0 {
+                    self.tell(LinkEvent::Written);
+                }
+            }
+            // rumqttc announces one of its own when the broker breaks the protocol, and then
+            // doesn't send it.
+            Event::Outgoing(Outgoing::Disconnect) => match self.stop.is_stopped() {
+                true => self.goodbye = true,
+                false => self.reconnect("the broker broke the protocol".into()),
+            },
             _ => {}
         }
     }
 
     fn tell(&mut self, event: LinkEvent) {
+        if let LinkEvent::Acknowledged(_) = event {
+            lock(&self.publisher.shared.outgoing).acknowledged();
+        }
         (self.on_event)(&self.publisher, event);
     }
 
     fn on_connack(&mut self, connack: &ConnAck) {
         log::info!("Connected with reason code 0 to {}", self.broker);
+        self.connected = Some(Instant::now());
         self.last_failure = None;
         let offered = connack.properties.clone();
         let own = self.publisher.shared.max_packet_bytes;
@@ -158,6 +185,11 @@ impl Driver {
                 _ => Qos::ExactlyOnce,
             },
             retain: property(|p| p.retain_available) != Some(0),
+            inflight: offered
+                .as_ref()
+                .and_then(|p| p.receive_max)
+                .map_or(INFLIGHT, |theirs| theirs.min(INFLIGHT))
+                .into(),
         };
         // "No keep alive" from the server would make rumqttc ping without a pause.
         if offered.as_ref().and_then(|p| p.server_keep_alive) == Some(0) {
@@ -289,8 +321,13 @@ impl Driver {
         let mut gate = shared.write_gate();
         *gate = Gate::Closed(reason.to_owned());
         // Nobody publishes while this thread holds the gate, so after this nothing stale is left.
-        self.connection.eventloop.clean();
-        self.connection.eventloop.pending.clear();
+        *lock(&shared.outgoing) = Unwritten::default();
+        let eventloop = &mut self.connection.eventloop;
+        eventloop.clean();
+        eventloop.pending.clear();
+        // `clean` leaves a collision of packet identifiers behind, with which the next connection
+        // would send nothing, and events of this connection.
+        eventloop.state = MqttState::new(INFLIGHT, shared.manual_acknowledgement);
     }
 
     // A broker that resumes a session may begin with the second half of a QoS 2 delivery whose

@@ -13,11 +13,11 @@ use super::{BrokerLimits, LinkOptions, PublishError};
 use crate::error::{Error, Result, chain};
 use crate::message::{Message, Properties, Qos};
 
-/// How long one attempt to connect may take, in seconds.
-const CONNECT_TIMEOUT_S: u64 = 3;
+/// How long one attempt to connect may take, in whole seconds.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// QoS 1 and 2 messages under way at a time. rumqttc reserves a slot for each: its own default
 /// costs 20 MB.
-const INFLIGHT: u16 = 100;
+pub(super) const INFLIGHT: u16 = 100;
 /// The longest string that fits an MQTT packet, in bytes.
 const MAX_STRING: usize = 65_535;
 
@@ -26,7 +26,8 @@ pub(super) fn mqtt_options(options: &LinkOptions) -> Result<MqttOptions> {
     let mut mqtt = MqttOptions::new(options.client_id.as_str(), broker.host(), broker.port());
     mqtt.set_keep_alive(options.keep_alive.max(Duration::from_secs(5)))
         .set_clean_start(options.session_expiry.is_zero())
-        .set_connection_timeout(CONNECT_TIMEOUT_S)
+        .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
+        .set_manual_acks(options.manual_acknowledgement)
         .set_outgoing_inflight_upper_limit(INFLIGHT)
         .set_max_packet_size(Some(options.max_packet_bytes));
     if !options.session_expiry.is_zero() {
@@ -171,6 +172,15 @@ pub(super) fn to_properties(properties: Properties) -> PublishProperties {
     }
 }
 
+/// As much of a received message as its acknowledgement needs.
+pub(super) fn to_publish(message: &Message) -> Publish {
+    Publish {
+        pkid: message.packet_id,
+        qos: to_qos(message.qos),
+        ..Publish::default()
+    }
+}
+
 pub(super) fn from_publish(publish: Publish) -> Message {
     let properties = publish.properties.unwrap_or_default();
     Message {
@@ -178,6 +188,7 @@ pub(super) fn from_publish(publish: Publish) -> Message {
         payload: publish.payload,
         qos: from_qos(publish.qos),
         retain: publish.retain,
+        packet_id: publish.pkid,
         properties: Properties {
             response_topic: properties.response_topic,
             correlation_data: properties.correlation_data,
@@ -196,6 +207,7 @@ mod tests {
         max_packet_bytes: 1000,
         max_qos: Qos::AtLeastOnce,
         retain: false,
+        inflight: 10,
     };
 
     fn message(payload: usize) -> Message {

@@ -6,6 +6,7 @@ on_each_broker!(
     every_quality_of_service_and_wildcards,
     a_retained_message_is_marked,
     a_session_keeps_what_came_meanwhile,
+    a_count_leaves_the_rest_in_the_session,
 );
 
 fn a_message_from_b_to_a(kind: Kind) {
@@ -84,6 +85,39 @@ fn a_session_keeps_what_came_meanwhile(kind: Kind) {
     for qos in ["1", "2"] {
         let line = format!("my/topic while away {qos} (QoS {qos})\n");
         assert_eq!(output.matches(&line).count(), 1, "{output}");
+    }
+}
+
+fn a_count_leaves_the_rest_in_the_session(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let url = broker.url();
+    let arguments = [
+        "--broker",
+        &url,
+        "--persistent",
+        "berta",
+        "--qos",
+        "1",
+        "--count",
+        "1",
+    ];
+    let a = Process::own("client_a", &arguments);
+    a.wait_for_output("granted QoS 1");
+    for number in 0..5 {
+        publish(
+            &broker,
+            &["--qos", "1", "--message", &format!("<{number}>")],
+        );
+    }
+    let mut all = a.wait().1;
+    for _ in 1..5 {
+        let (status, output) = Process::own("client_a", &arguments).wait();
+        assert!(status.success(), "{output}");
+        all.push_str(&output);
+    }
+    for number in 0..5 {
+        let shown = all.matches(&format!("my/topic <{number}> ")).count();
+        assert_eq!(shown, 1, "message {number} of {all}");
     }
 }
 

@@ -244,3 +244,34 @@ fn unknown_paths_and_methods() {
     drop(client);
     chain.stop();
 }
+
+#[test]
+fn a_reply_that_can_not_be_carried_is_a_502_at_once() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let backend = start_backend();
+    let mut settings = agent_settings(&broker.url(), backend.address());
+    settings.services[0].path = "/echo".into();
+    // The echo holds the request, and the agent adds it once more.
+    settings.max_body_bytes = 50_000;
+    let agent = start_agent_with(settings);
+    let gateway = start_gateway(&broker);
+    let mut settings = gateway_settings(&broker.url());
+    settings.http.max_head_bytes = 100_000;
+    let roomy = start_gateway_with(settings);
+    let small = get(
+        roomy.address(),
+        &format!("/ping?ask={}", "x".repeat(40_000)),
+    );
+    assert_eq!(small.status, 200, "{:?}", small.json()["detail"]);
+    let large = get(
+        roomy.address(),
+        &format!("/ping?ask={}", "x".repeat(49_900)),
+    );
+    let detail = problem(&large, 502, "upstream", "unknown");
+    assert!(detail.contains("larger than 50000 bytes"), "{detail}");
+    for gateway in [gateway, roomy] {
+        gateway.stop().unwrap();
+    }
+    agent.stop().unwrap();
+    backend.stop().unwrap();
+}

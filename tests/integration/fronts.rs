@@ -212,6 +212,10 @@ fn the_connection_above_the_bound_gets_a_503_and_places_become_free_again() {
     assert_eq!(answer.status, 503);
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(answer.json()["hop"], "gateway");
+    assert_eq!(
+        answer.json()["request_id"],
+        answer.header("x-request-id").unwrap()
+    );
     drop(first);
     wait_until("the place is free", || {
         let mut client = Connection::open(front.address());

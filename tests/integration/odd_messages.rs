@@ -43,6 +43,7 @@ impl Peer {
             keep_alive: Duration::from_secs(10),
             max_packet_bytes: 1_000_000,
             queue: 100,
+            manual_acknowledgement: false,
             subscriptions: filters
                 .iter()
                 .map(|filter| Subscription {

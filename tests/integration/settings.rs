@@ -111,6 +111,36 @@ fn a_bad_file_is_named_with_its_line() {
 }
 
 #[test]
+fn what_can_not_be_told_apart_is_refused() {
+    let file = std::env::temp_dir().join(format!("recado-twice-{}.toml", std::process::id()));
+    let path = file.to_str().unwrap();
+    for (program, text, key) in [
+        (
+            "api_1",
+            "[[route]]\n[[route]]\nresponse_topic = \"b\"",
+            "path",
+        ),
+        (
+            "api_1",
+            "[[route]]\n[[route]]\npath = \"/b\"",
+            "response_topic",
+        ),
+        (
+            "agent",
+            "[[service]]\n[[service]]\nname = \"b\"",
+            "request_topic",
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let (code, output) = run(own_command(program).args(["--check", "--config", path]));
+        assert_eq!(code, Some(1), "{output}");
+        assert!(output.contains(&format!("key {key}: found ")), "{output}");
+        assert!(output.contains(" twice"), "{output}");
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
 fn every_program_knows_help_and_version() {
     for program in ["api_1", "api_2", "agent", "client_a", "client_b", "broker"] {
         let (code, output) = run(own_command(program).arg("--help"));

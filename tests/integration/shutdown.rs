@@ -1,4 +1,5 @@
 use std::sync::Barrier;
+use std::time::Duration;
 
 use recado::config::Front;
 
@@ -165,5 +166,37 @@ fn nobody_is_cut_off_while_connections_come_and_the_gateway_goes() {
         gateway.stop().unwrap();
     });
     agent.stop().unwrap();
+    backend.stop().unwrap();
+}
+
+#[test]
+fn a_connection_that_is_being_closed_does_not_hold_up_the_stop() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let mut settings = gateway_settings(&broker.url());
+    settings.routes[0].timeout = Duration::from_millis(1);
+    let gateway = start_gateway_with(settings);
+    let mut client = Connection::open(gateway.address());
+    client.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(client.read_answer().status, 200);
+    gateway.stop().unwrap();
+}
+
+#[test]
+fn an_agent_waits_for_a_caller_who_waits_longer_than_usual() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let backend = start_backend();
+    let mut settings = agent_settings(&broker.url(), backend.address());
+    settings.timeout = Duration::from_millis(100);
+    settings.services[0].path = "/sleep?ms=1200".into();
+    let agent = start_agent_with(settings);
+    let gateway = start_gateway_with(gateway_settings(&broker.url()));
+    let address = gateway.address();
+    let mut observer = crate::support::mqtt311::Client::connect(broker.port());
+    observer.subscribe("api/ping/request");
+    let caller = std::thread::spawn(move || get(address, "/ping"));
+    observer.receive();
+    agent.stop().unwrap();
+    assert_eq!(caller.join().unwrap().status, 200);
+    gateway.stop().unwrap();
     backend.stop().unwrap();
 }
