@@ -1,5 +1,5 @@
 use crate::support::process::Process;
-use crate::support::{Kind, TestBroker, free_port};
+use crate::support::{Kind, TestBroker, free_port, mqtt311};
 
 on_each_broker!(
     a_message_from_b_to_a,
@@ -7,6 +7,7 @@ on_each_broker!(
     a_retained_message_is_marked,
     a_session_keeps_what_came_meanwhile,
     a_count_leaves_the_rest_in_the_session,
+    a_half_finished_delivery_does_not_stop_the_session,
 );
 
 fn a_message_from_b_to_a(kind: Kind) {
@@ -119,6 +120,25 @@ fn a_count_leaves_the_rest_in_the_session(kind: Kind) {
         let shown = all.matches(&format!("my/topic <{number}> ")).count();
         assert_eq!(shown, 1, "message {number} of {all}");
     }
+}
+
+fn a_half_finished_delivery_does_not_stop_the_session(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let url = broker.url();
+    let arguments = ["--broker", &url, "--persistent", "carla", "--qos", "2"];
+    let a = Process::own("client_a", &arguments);
+    a.wait_for_output("granted QoS 2");
+    a.signal("INT");
+    assert!(a.wait().0.success());
+    mqtt311::Client::vanish_in_a_qos_2_delivery(broker.port(), "carla", || {
+        publish(&broker, &["--qos", "2", "--message", "half"]);
+    });
+    let a = Process::own("client_a", &[&arguments[..], &["--count", "1"]].concat());
+    a.wait_for_output("granted QoS 2");
+    publish(&broker, &["--qos", "2", "--message", "whole"]);
+    let (status, output) = a.wait();
+    assert!(status.success(), "{output}");
+    assert!(output.contains("my/topic whole (QoS 2)\n"), "{output}");
 }
 
 #[test]

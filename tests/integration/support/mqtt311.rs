@@ -58,6 +58,30 @@ impl Client {
         client
     }
 
+    /// Takes the first half of a QoS 2 delivery in the session of `client_id` and vanishes: the
+    /// broker has released the message and was not told that this was received.
+    pub fn vanish_in_a_qos_2_delivery(port: u16, client_id: &str, deliver: impl FnOnce()) {
+        let stream = TcpStream::connect(local(port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = Client {
+            stream,
+            early: VecDeque::new(),
+        };
+        let mut body = Vec::new();
+        string(&mut body, b"MQTT");
+        body.extend([4, 0, 0, 60]);
+        string(&mut body, client_id.as_bytes());
+        client.packet(0x10, &body);
+        assert_eq!(client.read().0, 0x20);
+        deliver();
+        let (kind, publish) = client.read();
+        assert_eq!(kind & 0b1111_0110, 0b0011_0100, "a PUBLISH with QoS 2");
+        let topic = usize::from(u16::from_be_bytes([publish[0], publish[1]]));
+        let packet_id = publish[2 + topic..4 + topic].to_vec();
+        client.packet(0x50, &packet_id);
+        assert_eq!(client.read(), (0x62, packet_id), "PUBREL");
+    }
+
     pub fn subscribe(&mut self, filter: &str) {
         let mut body = vec![0, 1];
         string(&mut body, filter.as_bytes());
