@@ -46,7 +46,11 @@ impl Broker {
             ServerContext::new()
                 // It would refuse connections while the machine is busy, as it is under test.
                 .busy_check_enable(false)
-                .plugins_config_map_add("rmqtt-retainer", "storage.type = \"ram\"")
+                .plugins_config_map_add(
+                    "rmqtt-retainer",
+                    // Its default is to forget a retained message after five minutes.
+                    "storage.type = \"ram\"\nretained_message_ttl = \"0s\"",
+                )
                 .plugins_config_map_add(
                     "rmqtt-shared-subscription",
                     "strategy = \"round_robin_per_group\"",
@@ -67,6 +71,8 @@ impl Broker {
             .max_packet_size(MAX_PACKET_BYTES)
             .max_inflight(NonZeroU16::MAX)
             .max_mqueue_len(10_000)
+            // Its default is to give every message that states none an expiry of five minutes.
+            .message_expiry_interval(Duration::ZERO)
             .max_session_expiry_interval(Duration::from_secs(7 * 24 * 60 * 60))
             .bind()
             .and_then(|listener| listener.tcp())

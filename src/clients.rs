@@ -42,6 +42,7 @@ fn options(broker: Option<&str>, client_id: String) -> Result<LinkOptions> {
         // Acknowledgements wait here too, and a broker sends no more than this without them.
         queue: 65_535,
         manual_acknowledgement: false,
+        will: None,
         subscriptions: Vec::new(),
     })
 }

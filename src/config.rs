@@ -4,6 +4,8 @@
 //! nothing downstream checks a setting again. Nothing here logs or exits.
 
 mod file;
+mod route;
+mod service;
 mod url;
 
 use std::collections::HashSet;
@@ -11,13 +13,16 @@ use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use http::Method;
 use serde::Deserialize;
 
 use crate::cli;
 use crate::error::{Error, Result};
-use crate::message::Qos;
-use crate::topic::{Id, Topic};
+use crate::topic::Id;
 
+pub use route::{Mode, Route, TopicTemplate};
+use service::PartService;
+pub use service::{Allow, Service, ServiceMode};
 pub use url::{BrokerUrl, UpstreamUrl};
 
 /// Which HTTP server api_1 uses.
@@ -71,21 +76,6 @@ impl Default for HttpLimits {
     }
 }
 
-/// One JSON route of the gateway.
-#[derive(Debug, Clone)]
-pub struct Route {
-    /// The path that clients ask for.
-    pub path: String,
-    /// Where requests are published.
-    pub request_topic: Topic,
-    /// Where MQTT 3.1.1 peers answer; the gateway's own inbox is the level `<gateway-id>` below.
-    pub response_topic: Topic,
-    /// How long a client waits for the reply.
-    pub timeout: Duration,
-    /// With which quality of service requests are published.
-    pub qos: Qos,
-}
-
 /// What api_1 runs with.
 #[derive(Debug, Clone)]
 pub struct GatewaySettings {
@@ -107,36 +97,15 @@ pub struct GatewaySettings {
     pub routes: Vec<Route>,
 }
 
-/// One JSON service of the agent.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// Its name, and the group of agents that share its requests.
-    pub name: Id,
-    /// Where requests come from.
-    pub request_topic: Topic,
-    /// Where requests without a Response Topic are answered.
-    pub response_topic: Topic,
-    /// The path below the upstream that requests are posted to.
-    pub path: String,
-}
-
 /// What the agent runs with.
 #[derive(Debug, Clone)]
 pub struct AgentSettings {
     /// The broker.
     pub broker: BrokerUrl,
-    /// The HTTP service to call.
-    pub upstream: UpstreamUrl,
     /// This agent's id.
     pub id: Id,
     /// The interval between MQTT pings.
     pub keep_alive: Duration,
-    /// How many requests are called upstream at a time.
-    pub workers: usize,
-    /// How many requests wait for a worker.
-    pub queue: usize,
-    /// How long a request that states no deadline may take.
-    pub timeout: Duration,
     /// How long any request may take, whatever it states.
     pub max_timeout: Duration,
     /// The largest body to take from either side, in bytes.
@@ -216,8 +185,8 @@ impl GatewaySettings {
             (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
         };
         let routes = match file.route {
-            None => vec![Route::ping()],
-            Some(routes) => routes.into_iter().map(file::Route::route).collect(),
+            None => Route::built_in(),
+            Some(routes) => routes.into_iter().map(|route| route.0).collect(),
         };
         let place = || {
             flags
@@ -225,17 +194,12 @@ impl GatewaySettings {
                 .as_ref()
                 .map_or_else(String::new, |path| path.display().to_string())
         };
-        // A reply is told by its topic alone which route it belongs to.
-        no_repeats(
-            place,
-            "path",
-            routes.iter().map(|route| route.path.as_str()),
-        )?;
-        no_repeats(
-            place,
-            "response_topic",
-            routes.iter().map(|route| route.response_topic.as_str()),
-        )?;
+        let response_topics = routes.iter().filter_map(|route| match &route.mode {
+            Mode::Json { response_topic } => Some(response_topic.as_str()),
+            Mode::Http => None,
+        });
+        // A reply in JSON mode is told by its topic alone which route it belongs to.
+        no_repeats(place, "response_topic", response_topics)?;
         Ok(GatewaySettings {
             broker: broker(flags.broker.as_deref(), file.broker)?,
             listen,
@@ -248,20 +212,6 @@ impl GatewaySettings {
             http: file.http.limits(),
             routes,
         })
-    }
-}
-
-impl Route {
-    /// The route out of the box: `GET /ping`.
-    pub fn ping() -> Route {
-        file::Route::default().route()
-    }
-}
-
-impl Service {
-    /// The service out of the box: requests of the ping route.
-    pub fn ping() -> Service {
-        file::Service::default().service()
     }
 }
 
@@ -284,10 +234,20 @@ impl AgentSettings {
             (flag, _) => Id::new(flag.as_deref().unwrap_or("demo"))
                 .map_err(|why| Error::Usage(format!("--id: {why}")))?,
         };
-        let services: Vec<Service> = match file.service {
-            None => vec![Service::ping()],
-            Some(services) => services.into_iter().map(file::Service::service).collect(),
+        let defaults = service::Defaults {
+            upstream,
+            workers: file.workers.map_or(64, file::Within::size),
+            queue: file.queue.map_or(256, file::Within::size),
+            timeout: file
+                .timeout_ms
+                .map_or(DEFAULT_TIMEOUT, file::Within::millis),
         };
+        let services = file.service.unwrap_or_else(|| vec![PartService::ping()]);
+        let services: Vec<Service> = services
+            .into_iter()
+            .map(|part| part.service(&defaults))
+            .chain(file.direct.service(&id, &defaults))
+            .collect();
         let place = || {
             flags
                 .config
@@ -303,16 +263,10 @@ impl AgentSettings {
         )?;
         Ok(AgentSettings {
             broker: broker(flags.broker.as_deref(), file.broker)?,
-            upstream,
             id,
             keep_alive: file
                 .keep_alive_s
                 .map_or(DEFAULT_KEEP_ALIVE, file::Within::seconds),
-            workers: file.workers.map_or(64, file::Within::size),
-            queue: file.queue.map_or(256, file::Within::size),
-            timeout: file
-                .timeout_ms
-                .map_or(DEFAULT_TIMEOUT, file::Within::millis),
             max_timeout: file
                 .max_timeout_ms
                 .map_or(Duration::from_secs(30), file::Within::millis),
@@ -346,8 +300,17 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;
         for route in &self.routes {
             writeln!(f, "\n[[route]]\npath = \"{}\"", route.path)?;
+            if !route.methods.is_empty() {
+                let methods: Vec<&str> = route.methods.iter().map(Method::as_str).collect();
+                writeln!(f, "methods = {methods:?}")?;
+            }
             writeln!(f, "request_topic = \"{}\"", route.request_topic)?;
-            writeln!(f, "response_topic = \"{}\"", route.response_topic)?;
+            match &route.mode {
+                Mode::Json { response_topic } => {
+                    writeln!(f, "mode = \"json\"\nresponse_topic = \"{response_topic}\"")?;
+                }
+                Mode::Http => writeln!(f, "mode = \"http\"")?,
+            }
             writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
             writeln!(f, "qos = {}", route.qos)?;
         }
@@ -359,20 +322,38 @@ impl fmt::Display for AgentSettings {
     /// As a configuration file, secrets masked: what `--check` prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "broker = \"{}\"", self.broker)?;
-        writeln!(f, "upstream = \"{}\"", self.upstream)?;
         writeln!(f, "id = \"{}\"", self.id)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
-        writeln!(f, "workers = {}", self.workers)?;
-        writeln!(f, "queue = {}", self.queue)?;
-        writeln!(f, "timeout_ms = {}", self.timeout.as_millis())?;
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
         writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
         for service in &self.services {
-            writeln!(f, "\n[[service]]\nname = \"{}\"", service.name)?;
+            match &service.name {
+                Some(name) => writeln!(f, "\n[[service]]\nname = \"{name}\"")?,
+                None => writeln!(f, "\n[direct]")?,
+            }
             writeln!(f, "request_topic = \"{}\"", service.request_topic)?;
-            writeln!(f, "response_topic = \"{}\"", service.response_topic)?;
-            writeln!(f, "path = \"{}\"", service.path)?;
+            match &service.mode {
+                ServiceMode::Json {
+                    response_topic,
+                    path,
+                } => {
+                    writeln!(f, "mode = \"json\"\nresponse_topic = \"{response_topic}\"")?;
+                    writeln!(f, "path = \"{path}\"")?;
+                }
+                ServiceMode::Http { path_prefix, allow } => {
+                    let methods: Vec<&str> = allow.methods.iter().map(Method::as_str).collect();
+                    writeln!(f, "mode = \"http\"\npath_prefix = \"{path_prefix}\"")?;
+                    writeln!(f, "methods = {methods:?}\npaths = {:?}", allow.paths)?;
+                }
+            }
+            writeln!(f, "upstream = \"{}\"", service.upstream)?;
+            writeln!(
+                f,
+                "workers = {}\nqueue = {}",
+                service.workers, service.queue
+            )?;
+            writeln!(f, "timeout_ms = {}", service.timeout.as_millis())?;
         }
         Ok(())
     }

@@ -59,6 +59,8 @@ pub struct LinkOptions {
     pub queue: usize,
     /// Acknowledge no message of QoS 1 or 2 before the owner calls [`Publisher::acknowledge`].
     pub manual_acknowledgement: bool,
+    /// What the broker publishes for this client if its connection just ends.
+    pub will: Option<Message>,
     /// What to subscribe to, anew after each reconnect.
     pub subscriptions: Vec<Subscription>,
 }

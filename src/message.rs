@@ -5,12 +5,14 @@
 //! properties that an MQTT 3.1.1 peer never sees. Payloads are passed on byte for byte; they are
 //! parsed only to be checked.
 
+pub mod http;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use ::http::StatusCode;
 use bytes::Bytes;
-use http::StatusCode;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -83,6 +85,30 @@ pub const DEADLINE_MS: &str = "deadline-ms";
 pub const STATUS: &str = "status";
 /// The user property that marks a reply as the agent's own error, and names its hop.
 pub const ERROR: &str = "error";
+
+/// The user property that says how long a request was in the agent's queue and at its upstream.
+pub const TIMING: &str = "timing";
+
+/// What the agent says of its time: microseconds in its queue and at its upstream.
+pub fn timing_text(queue: Duration, upstream: Duration) -> String {
+    format!(
+        "queue={};upstream={}",
+        queue.as_micros(),
+        upstream.as_micros()
+    )
+}
+
+/// Reads what the agent says of its time; zero where it says nothing.
+pub fn timing(properties: &Properties) -> (Duration, Duration) {
+    let text = properties.user(TIMING).unwrap_or_default();
+    let share = |name: &str| {
+        let value = text.split(';').find_map(|part| part.strip_prefix(name));
+        // An hour is longer than any request lives; more is a lie that could overflow a sum.
+        let micros = value.and_then(|value| value.parse::<u64>().ok());
+        Duration::from_micros(micros.unwrap_or_default().min(3_600_000_000))
+    };
+    (share("queue="), share("upstream="))
+}
 
 /// The media type of JSON payloads.
 pub const JSON: &str = "application/json";
@@ -221,12 +247,7 @@ impl fmt::Display for BadReply {
 pub fn read_json_reply(message: &Message) -> Result<JsonReply, BadReply> {
     let status = match message.properties.user(STATUS) {
         None => StatusCode::OK,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|code| (200..=599).contains(code))
-            .and_then(|code| StatusCode::from_u16(code).ok())
-            .ok_or_else(|| BadReply(format!("its status {text:?} is not 200 to 599")))?,
+        Some(text) => status(text)?,
     };
     serde_json::from_slice::<&RawValue>(&message.payload)
         .map_err(|error| BadReply(format!("its payload is not JSON: {error}")))?;
@@ -235,6 +256,15 @@ pub fn read_json_reply(message: &Message) -> Result<JsonReply, BadReply> {
         error: message.properties.user(ERROR).and_then(Hop::from_reply),
         body: message.payload.clone(),
     })
+}
+
+// The status that a reply states.
+fn status(text: &str) -> Result<StatusCode, BadReply> {
+    text.parse()
+        .ok()
+        .filter(|code| (200..=599).contains(code))
+        .and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or_else(|| BadReply(format!("its status {text:?} is not 200 to 599")))
 }
 
 /// The answer to the HTTP client: `{"response": …}` around the reply's bytes.

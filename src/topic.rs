@@ -11,6 +11,12 @@ pub const MAX_TOPIC_BYTES: usize = 65_535;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidTopic(String);
 
+impl InvalidTopic {
+    pub(crate) fn new(reason: String) -> InvalidTopic {
+        InvalidTopic(reason)
+    }
+}
+
 impl fmt::Display for InvalidTopic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::service::{PartService, RawDirect};
 use super::{BrokerUrl, Front, HttpLimits, UpstreamUrl};
 use crate::error::{Error, Result};
 use crate::message::Qos;
@@ -76,10 +78,10 @@ impl<const MIN: u64, const MAX: u64> Within<MIN, MAX> {
     }
 }
 
-type TimeoutMs = Within<1, 600_000>;
+pub(super) type TimeoutMs = Within<1, 600_000>;
 type KeepAliveS = Within<5, 3_600>;
 type BodyBytes = Within<1, 67_108_864>;
-type Count = Within<1, 65_535>;
+pub(super) type Count = Within<1, 65_535>;
 
 /// api_1's file.
 #[derive(Deserialize, Default)]
@@ -132,29 +134,106 @@ impl Http {
     }
 }
 
+/// A route, whole and checked.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Route {
-    path: HttpPath,
-    request_topic: Topic,
-    response_topic: Topic,
-    timeout_ms: TimeoutMs,
-    qos: Within<0, 1>,
+#[serde(try_from = "RawRoute")]
+pub(super) struct Route(pub super::Route);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRoute {
+    path: String,
+    #[serde(default)]
+    methods: Vec<MethodName>,
+    #[serde(default)]
+    mode: ModeName,
+    request_topic: Template,
+    response_topic: Option<Topic>,
+    timeout_ms: Option<TimeoutMs>,
+    qos: Option<Within<0, 1>>,
 }
 
-impl Route {
-    pub(super) fn route(self) -> super::Route {
-        super::Route {
-            path: self.path.0,
-            request_topic: self.request_topic,
-            response_topic: self.response_topic,
-            timeout: self.timeout_ms.millis(),
-            qos: if self.qos.0 == 0 {
-                Qos::AtMostOnce
-            } else {
-                Qos::AtLeastOnce
-            },
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum ModeName {
+    #[default]
+    Json,
+    Http,
+}
+
+impl TryFrom<RawRoute> for Route {
+    type Error = String;
+
+    fn try_from(raw: RawRoute) -> std::result::Result<Route, String> {
+        if !raw.path.starts_with('/') {
+            return Err(format!(
+                "path: found {:?}, allowed is a pattern such as /a/{{b}}",
+                raw.path
+            ));
         }
+        let mut alone = matchit::Router::new();
+        alone.insert(raw.path.as_str(), ()).map_err(|error| {
+            format!(
+                "path: found {:?} ({error}), allowed is a pattern such as /a/{{b}}",
+                raw.path
+            )
+        })?;
+        for name in raw.request_topic.0.parameters() {
+            if !raw.path.contains(&format!("{{{name}}}")) {
+                return Err(format!(
+                    "request_topic: found {{{name}}}, which path does not have"
+                ));
+            }
+        }
+        let mode = match (raw.mode, raw.response_topic) {
+            (ModeName::Http, None) => super::Mode::Http,
+            (ModeName::Http, Some(_)) => {
+                return Err("response_topic: only a route with mode = \"json\" has one".into());
+            }
+            (ModeName::Json, Some(response_topic)) => super::Mode::Json { response_topic },
+            (ModeName::Json, None) => {
+                return Err("response_topic: a route with mode = \"json\" needs one".into());
+            }
+        };
+        Ok(Route(super::Route {
+            path: raw.path,
+            methods: raw.methods.into_iter().map(|method| method.0).collect(),
+            request_topic: raw.request_topic.0,
+            mode,
+            timeout: raw
+                .timeout_ms
+                .map_or(super::DEFAULT_TIMEOUT, Within::millis),
+            qos: match raw.qos {
+                Some(Within(1)) => Qos::AtLeastOnce,
+                _ => Qos::AtMostOnce,
+            },
+        }))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Template(super::TopicTemplate);
+
+impl TryFrom<String> for Template {
+    type Error = crate::topic::InvalidTopic;
+
+    fn try_from(text: String) -> std::result::Result<Template, Self::Error> {
+        super::TopicTemplate::new(&text).map(Template)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct MethodName(pub Method);
+
+impl TryFrom<String> for MethodName {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<MethodName, String> {
+        Method::from_bytes(text.as_bytes())
+            .map(MethodName)
+            .map_err(|_| format!("found {text:?}, allowed is a method such as GET"))
     }
 }
 
@@ -172,91 +251,8 @@ pub(super) struct Agent {
     pub max_timeout_ms: Option<TimeoutMs>,
     pub max_body_bytes: Option<BodyBytes>,
     pub reply_prefixes: Option<Vec<String>>,
-    pub service: Option<Vec<Service>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Service {
-    name: Id,
-    request_topic: Topic,
-    response_topic: Topic,
-    path: HttpPath,
-}
-
-impl Service {
-    pub(super) fn service(self) -> super::Service {
-        super::Service {
-            name: self.name,
-            request_topic: self.request_topic,
-            response_topic: self.response_topic,
-            path: self.path.0,
-        }
-    }
-}
-
-// The defaults of a route and of a service are the ping route's.
-
-const PING_PATH: &str = "/ping";
-const PING_REQUEST: &str = "api/ping/request";
-const PING_RESPONSE: &str = "api/ping/response";
-
-#[allow(clippy::expect_used)] // constants, covered by a test
-fn constant_topic(name: &str) -> Topic {
-    Topic::new(name).expect("a constant topic")
-}
-
-impl Default for Route {
-    fn default() -> Route {
-        Route {
-            path: HttpPath(PING_PATH.into()),
-            request_topic: constant_topic(PING_REQUEST),
-            response_topic: constant_topic(PING_RESPONSE),
-            timeout_ms: Within(3000),
-            qos: Within(0),
-        }
-    }
-}
-
-impl Default for Service {
-    #[allow(clippy::expect_used)] // a constant, covered by a test
-    fn default() -> Service {
-        Service {
-            name: Id::new("ping").expect("a constant id"),
-            request_topic: constant_topic(PING_REQUEST),
-            response_topic: constant_topic(PING_RESPONSE),
-            path: HttpPath(PING_PATH.into()),
-        }
-    }
-}
-
-/// A path that requests can ask for: it begins with a slash and holds no query.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct HttpPath(String);
-
-impl TryFrom<String> for HttpPath {
-    type Error = InvalidPath;
-
-    fn try_from(path: String) -> std::result::Result<HttpPath, InvalidPath> {
-        let valid = path.starts_with('/')
-            && path
-                .parse::<http::Uri>()
-                .is_ok_and(|uri| uri.path() == path && uri.query().is_none());
-        if valid {
-            Ok(HttpPath(path))
-        } else {
-            Err(InvalidPath(path))
-        }
-    }
-}
-
-struct InvalidPath(String);
-
-impl fmt::Display for InvalidPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "found {:?}, allowed is a path such as /ping", self.0)
-    }
+    pub direct: RawDirect,
+    pub service: Option<Vec<PartService>>,
 }
 
 /// An address to listen on.
@@ -345,9 +341,9 @@ mod tests {
                 ["a/#", "wildcard"],
             ),
             (
-                "[[route]]\npath = \"ping\"",
-                "api_1.toml line 2, key path:",
-                ["\"ping\"", "/ping"],
+                "[[route]]\npath = \"ping\"\nrequest_topic = \"a\"\nresponse_topic = \"b\"",
+                "api_1.toml line 1: path:",
+                ["\"ping\"", "/a/{b}"],
             ),
             (
                 "id = \"a/b\"",
@@ -384,14 +380,5 @@ mod tests {
         let error = gateway_error("broker = \"tcp://me:hush@host\"");
         assert!(error.contains("mqtt://"), "{error}");
         assert!(!error.contains("hush"), "{error}");
-    }
-
-    #[test]
-    fn the_defaults_are_the_ping_route() {
-        let route = Route::default().route();
-        let service = Service::default().service();
-        assert_eq!(route.request_topic, service.request_topic);
-        assert_eq!(route.response_topic.as_str(), "api/ping/response");
-        assert_eq!(route.timeout, Duration::from_secs(3));
     }
 }

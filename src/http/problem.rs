@@ -36,7 +36,7 @@ pub struct Problem {
     /// After how long it makes sense to try again.
     pub retry_after: Option<Duration>,
     /// The methods that the resource does allow, with 405.
-    pub allow: Option<&'static str>,
+    pub allow: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -130,8 +130,10 @@ impl Problem {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(methods) = self.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+        if let Some(methods) = &self.allow
+            && let Ok(value) = HeaderValue::from_str(methods)
+        {
+            headers.insert(header::ALLOW, value);
         }
         response
     }

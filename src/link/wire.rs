@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
 
 use super::{BrokerLimits, LinkOptions, PublishError};
@@ -33,6 +33,17 @@ pub(super) fn mqtt_options(options: &LinkOptions) -> Result<MqttOptions> {
     if !options.session_expiry.is_zero() {
         let seconds = u32::try_from(options.session_expiry.as_secs()).unwrap_or(u32::MAX);
         mqtt.set_session_expiry_interval(Some(seconds));
+    }
+    if let Some(will) = &options.will {
+        let qos = to_qos(will.qos);
+        let payload = will.payload.clone();
+        mqtt.set_last_will(LastWill::new(
+            will.topic.as_str(),
+            payload,
+            qos,
+            will.retain,
+            None,
+        ));
     }
     // Without it a message waits for the acknowledgement of the one before: 40 ms.
     let mut network = mqtt.network_options();

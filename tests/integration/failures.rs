@@ -4,7 +4,7 @@ use recado::gateway::Gateway;
 
 use crate::support::http::{Answer, get};
 use crate::support::{
-    Chain, Kind, TestBroker, agent_settings, free_port, gateway_settings, local, mqtt311,
+    Chain, Kind, TestBroker, agent_settings, free_port, gateway_settings, local, mqtt311, set_path,
     start_agent, start_agent_with, start_backend, start_gateway, start_gateway_with,
 };
 
@@ -87,7 +87,7 @@ fn a_slow_upstream_is_named(kind: Kind) {
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
     // POST /sleep without ms would be refused; with it, it sleeps longer than the caller waits.
-    settings.services[0].path = "/sleep?ms=1500".into();
+    set_path(&mut settings, "/sleep?ms=1500");
     let agent = start_agent_with(settings);
     let mut settings = gateway_settings(&broker.url());
     settings.routes[0].timeout = Duration::from_millis(1000);
@@ -153,9 +153,9 @@ fn a_full_agent_says_so_and_drops_what_is_too_late() {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
-    settings.workers = 1;
-    settings.queue = 1;
-    settings.services[0].path = "/sleep?ms=700".into();
+    settings.services[0].workers = 1;
+    settings.services[0].queue = 1;
+    set_path(&mut settings, "/sleep?ms=700");
     let agent = start_agent_with(settings);
     let mut settings = gateway_settings(&broker.url());
     settings.routes[0].timeout = Duration::from_millis(1000);
@@ -195,8 +195,8 @@ fn a_request_whose_time_is_up_is_never_executed() {
     let broker = TestBroker::start(Kind::Embedded);
     let listener = std::net::TcpListener::bind(local(0)).unwrap();
     let mut settings = agent_settings(&broker.url(), listener.local_addr().unwrap());
-    settings.workers = 1;
-    settings.timeout = Duration::from_millis(400);
+    settings.services[0].workers = 1;
+    settings.services[0].timeout = Duration::from_millis(400);
     let agent = start_agent_with(settings);
     let mut gateway_settings = gateway_settings(&broker.url());
     gateway_settings.routes[0].timeout = Duration::from_secs(1);
@@ -250,7 +250,7 @@ fn a_reply_that_can_not_be_carried_is_a_502_at_once() {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
-    settings.services[0].path = "/echo".into();
+    set_path(&mut settings, "/echo");
     // The echo holds the request, and the agent adds it once more.
     settings.max_body_bytes = 50_000;
     let agent = start_agent_with(settings);

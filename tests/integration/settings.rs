@@ -117,17 +117,14 @@ fn what_can_not_be_told_apart_is_refused() {
     for (program, text, key) in [
         (
             "api_1",
-            "[[route]]\n[[route]]\nresponse_topic = \"b\"",
-            "path",
-        ),
-        (
-            "api_1",
-            "[[route]]\n[[route]]\npath = \"/b\"",
+            "[[route]]\npath = \"/a\"\nrequest_topic = \"a\"\nresponse_topic = \"b\"\n\
+             [[route]]\npath = \"/b\"\nrequest_topic = \"a\"\nresponse_topic = \"b\"\n",
             "response_topic",
         ),
         (
             "agent",
-            "[[service]]\n[[service]]\nname = \"b\"",
+            "[[service]]\nname = \"a\"\nmode = \"http\"\nrequest_topic = \"t\"\n\
+             [[service]]\nname = \"b\"\nmode = \"http\"\nrequest_topic = \"t\"\n",
             "request_topic",
         ),
     ] {

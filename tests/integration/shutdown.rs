@@ -6,7 +6,7 @@ use recado::config::Front;
 use crate::support::http::{Connection, get};
 use crate::support::process::Process;
 use crate::support::{
-    Kind, TestBroker, agent_settings, gateway_settings, start_agent_with, start_backend,
+    Kind, TestBroker, agent_settings, gateway_settings, set_path, start_agent_with, start_backend,
     start_gateway_with, wait_until,
 };
 
@@ -17,7 +17,7 @@ fn what_was_accepted_is_answered(front: Front) {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
-    settings.services[0].path = "/sleep?ms=700".into();
+    set_path(&mut settings, "/sleep?ms=700");
     let agent = start_agent_with(settings);
     let mut settings = gateway_settings(&broker.url());
     settings.front = front;
@@ -61,8 +61,8 @@ fn an_agent_finishes_what_it_took() {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
-    settings.workers = 2;
-    settings.services[0].path = "/sleep?ms=200".into();
+    settings.services[0].workers = 2;
+    set_path(&mut settings, "/sleep?ms=200");
     let agent = start_agent_with(settings);
     let mut requester = crate::support::mqtt311::Client::connect(broker.port());
     requester.subscribe("api/ping/#");
@@ -186,8 +186,8 @@ fn an_agent_waits_for_a_caller_who_waits_longer_than_usual() {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
-    settings.timeout = Duration::from_millis(100);
-    settings.services[0].path = "/sleep?ms=1200".into();
+    settings.services[0].timeout = Duration::from_millis(100);
+    set_path(&mut settings, "/sleep?ms=1200");
     let agent = start_agent_with(settings);
     let gateway = start_gateway_with(gateway_settings(&broker.url()));
     let address = gateway.address();

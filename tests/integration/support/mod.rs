@@ -12,7 +12,7 @@ use recado::agent::Agent;
 use recado::backend::Backend;
 use recado::broker::Broker;
 use recado::cli;
-use recado::config::{AgentSettings, GatewaySettings};
+use recado::config::{AgentSettings, GatewaySettings, ServiceMode};
 use recado::gateway::Gateway;
 
 use process::Process;
@@ -168,6 +168,14 @@ pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
         ..cli::Agent::default()
     };
     AgentSettings::load(&flags).unwrap()
+}
+
+/// Lets the ping service post its requests somewhere else.
+pub fn set_path(settings: &mut AgentSettings, path: &str) {
+    match &mut settings.services[0].mode {
+        ServiceMode::Json { path: set, .. } => *set = path.to_owned(),
+        ServiceMode::Http { .. } => panic!("the first service is ping"),
+    }
 }
 
 pub fn start_gateway(broker: &TestBroker) -> Gateway {

@@ -1,0 +1,122 @@
+//! The agent's presence: a retained message that says that it is there.
+//!
+//! Agents that share an id by mistake share one presence too. Each then hears of the other, keeps
+//! the announcement up when the other vanishes, and leaves it alone when it stops itself.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use crate::config::AgentSettings;
+use crate::gateway::presence::{self, Announcement};
+use crate::gateway::random_id;
+use crate::link::Publisher;
+use crate::message::{Message, Qos};
+use crate::threads::lock;
+
+/// How many agents with the same id are remembered.
+const MAX_TWINS: usize = 64;
+
+pub(super) struct Announcer {
+    topic: String,
+    instance: String,
+    payload: Bytes,
+    // The other agents with this id that have been heard of.
+    twins: Mutex<HashSet<String>>,
+    leaving: AtomicBool,
+}
+
+impl Announcer {
+    pub fn new(settings: &AgentSettings) -> Announcer {
+        let services = settings.services.iter();
+        let names = services.clone().filter_map(|service| service.name.as_ref());
+        let instance = random_id().to_string();
+        let announcement = Announcement {
+            id: settings.id.to_string(),
+            services: names.map(ToString::to_string).collect(),
+            since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            topics: services
+                .map(|service| service.request_topic.to_string())
+                .collect(),
+            instance: instance.clone(),
+        };
+        Announcer {
+            topic: presence::topic(&settings.id),
+            instance,
+            payload: json!(announcement).to_string().into(),
+            twins: Mutex::default(),
+            leaving: AtomicBool::new(false),
+        }
+    }
+
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// What the broker publishes when this agent vanishes.
+    pub fn will(&self) -> Message {
+        self.message(Bytes::new())
+    }
+
+    /// Says that this agent is there.
+    pub fn announce(&self, publisher: &Publisher) {
+        self.publish(publisher, self.payload.clone());
+    }
+
+    /// Says that it is going to stop, unless another agent with this id is there.
+    pub fn leave(&self, publisher: &Publisher) {
+        self.leaving.store(true, Ordering::SeqCst);
+        if lock(&self.twins).is_empty() {
+            self.publish(publisher, Bytes::new());
+        }
+    }
+
+    /// Takes what somebody published as this agent's presence.
+    pub fn heard(&self, publisher: &Publisher, payload: &[u8]) {
+        if payload.is_empty() {
+            // A twin has vanished, or somebody meddles: this one is still here.
+            lock(&self.twins).clear();
+            if !self.leaving.load(Ordering::SeqCst) {
+                self.announce(publisher);
+            }
+            return;
+        }
+        let Ok(other) = serde_json::from_slice::<Announcement>(payload) else {
+            return;
+        };
+        let mut twins = lock(&self.twins);
+        if other.instance == self.instance || twins.len() >= MAX_TWINS {
+            return;
+        }
+        if twins.insert(other.instance) {
+            drop(twins);
+            log::warn!(
+                "another agent has the id {} too; give each its own",
+                other.id
+            );
+            // So that it hears of this one. It hears once: both then know each other.
+            self.announce(publisher);
+        }
+    }
+
+    fn publish(&self, publisher: &Publisher, payload: Bytes) {
+        if let Err(why) = publisher.publish(self.message(payload)) {
+            log::warn!("can't announce on {}: {why}", self.topic);
+        }
+    }
+
+    fn message(&self, payload: Bytes) -> Message {
+        Message {
+            topic: self.topic.clone(),
+            payload,
+            qos: Qos::AtLeastOnce,
+            retain: true,
+            ..Message::default()
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! What the agent does with a request: take it or drop it, execute it, answer it.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+use serde_json::value::RawValue;
+
+use super::reply::{Form, ReplyTo, Shares};
+use crate::config::{AgentSettings, Allow, Service, ServiceMode};
+use crate::error::{Error, Result};
+use crate::http::problem::Problem;
+use crate::http::upstream::{Upstream, UpstreamError};
+use crate::http::{Request, Response};
+use crate::link::Publisher;
+use crate::logging::excerpt;
+use crate::message::http::read_request;
+use crate::message::{Hop, JSON, Message, add_received, time_left};
+use crate::pool::Pool;
+use crate::threads::lock;
+use crate::topic::Id;
+
+/// Whatever is left of a caller's time, this much of it is the reply's.
+const WAY_BACK: Duration = Duration::from_millis(50);
+
+/// One request on its way from the `mqtt` thread to a worker.
+pub(super) struct Job {
+    service: usize,
+    pub message: Message,
+    pub reply_to: ReplyTo,
+    received: Instant,
+    pub deadline: Instant,
+    pub publisher: Publisher,
+}
+
+/// The agent's settings and what it needs to work by them.
+pub(super) struct Worker {
+    settings: AgentSettings,
+    live: Vec<LiveService>,
+    upstream: Upstream,
+    dropped: AtomicU64,
+    taken: Mutex<Taken>,
+}
+
+// A service with what was prepared for it.
+struct LiveService {
+    // Of JSON mode: the URL that requests are posted to.
+    target: Option<Uri>,
+    // Of HTTP mode: the patterns of the paths that may be called, if not all may.
+    paths: Option<matchit::Router<()>>,
+}
+
+// What the stop must know of the requests taken so far.
+struct Taken {
+    last_arrival: Instant,
+    last_deadline: Instant,
+}
+
+impl Worker {
+    pub fn new(settings: AgentSettings) -> Result<Worker> {
+        let live = settings.services.iter().map(LiveService::new);
+        let workers = settings.services.iter().map(|service| service.workers);
+        let upstream = Upstream::new(workers.sum(), settings.max_body_bytes);
+        Ok(Worker {
+            live: live.collect::<Result<_>>()?,
+            settings,
+            upstream,
+            dropped: AtomicU64::new(0),
+            taken: Mutex::new(Taken {
+                last_arrival: Instant::now(),
+                last_deadline: Instant::now(),
+            }),
+        })
+    }
+
+    pub fn id(&self) -> &Id {
+        &self.settings.id
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.settings.services.iter()
+    }
+
+    pub fn last_arrival(&self) -> Instant {
+        lock(&self.taken).last_arrival
+    }
+
+    pub fn last_deadline(&self) -> Instant {
+        lock(&self.taken).last_deadline
+    }
+
+    /// Takes a message. Runs on the mqtt thread.
+    pub fn take(&self, publisher: &Publisher, pools: &[Pool<Job>], message: Message) {
+        let received = Instant::now();
+        let topic = message.topic.as_str();
+        let mut services = self.services();
+        let Some(number) = services.position(|service| service.request_topic.as_str() == topic)
+        else {
+            return self.drop_message(topic, "no service expects it");
+        };
+        if message.retain {
+            return self.drop_message(topic, "it is retained, so it is from before");
+        }
+        let service = &self.settings.services[number];
+        let reply_to = match self.reply_to(service, &message) {
+            Ok(reply_to) => reply_to,
+            Err(why) => return self.drop_message(topic, &why),
+        };
+        let stated = time_left(&message.properties);
+        let allowed = stated.unwrap_or(service.timeout);
+        let deadline = received + allowed.min(self.settings.max_timeout);
+        {
+            let mut taken = lock(&self.taken);
+            taken.last_arrival = received;
+            taken.last_deadline = deadline.max(taken.last_deadline);
+        }
+        let job = Job {
+            service: number,
+            message,
+            reply_to,
+            received,
+            deadline,
+            publisher: publisher.clone(),
+        };
+        if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
+            let detail = "the request states neither deadline-ms nor an expiry interval";
+            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
+            return job.reply_problem(&problem, Shares::default());
+        }
+        if let Err(job) = pools[number].submit(job) {
+            let detail = "all workers are busy and the queue is full";
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
+            log::warn!("{}: {detail}", job.message.topic);
+            job.reply_problem(&problem, Shares::default());
+        }
+    }
+
+    fn reply_to(
+        &self,
+        service: &Service,
+        message: &Message,
+    ) -> std::result::Result<ReplyTo, String> {
+        let properties = &message.properties;
+        let response_topic = properties.response_topic.as_deref();
+        match (&service.mode, response_topic) {
+            (ServiceMode::Json { response_topic, .. }, None) => Ok(ReplyTo::legacy(response_topic)),
+            (ServiceMode::Json { .. }, Some(topic)) => {
+                ReplyTo::checked(properties, topic, &self.settings, Form::Json)
+            }
+            (ServiceMode::Http { .. }, Some(topic)) => {
+                if properties.correlation_data.is_none() {
+                    return Err("it has no correlation data".into());
+                }
+                let method = properties.user("method").unwrap_or_default();
+                let method = Method::from_bytes(method.as_bytes()).unwrap_or_default();
+                ReplyTo::checked(properties, topic, &self.settings, Form::Http(method))
+            }
+            (ServiceMode::Http { .. }, None) => Err("it has no response topic".into()),
+        }
+    }
+
+    /// Executes a request and answers it, unless its time is up.
+    pub fn work(&self, job: &Job) {
+        let begun = Instant::now();
+        let left = job.deadline.saturating_duration_since(begun);
+        if left.is_zero() {
+            return self.drop_message(&job.message.topic, "its caller has stopped waiting");
+        }
+        let executed = match &self.settings.services[job.service].mode {
+            ServiceMode::Json { .. } => self.execute_json(job, left),
+            ServiceMode::Http { path_prefix, allow } => {
+                self.execute_http(job, path_prefix, allow, left)
+            }
+        };
+        let shares = Shares {
+            queue: begun.saturating_duration_since(job.received),
+            upstream: begun.elapsed(),
+        };
+        match executed {
+            Ok(response) => job.reply(&response, shares),
+            Err((asked, problem)) => {
+                log::warn!(
+                    "request: {} -> {} at the {}: {}",
+                    excerpt(asked.as_bytes()),
+                    problem.status.as_u16(),
+                    problem.hop.as_str(),
+                    excerpt(problem.detail.as_bytes())
+                );
+                job.reply_problem(&problem, shares);
+            }
+        }
+    }
+
+    fn execute_json(
+        &self,
+        job: &Job,
+        left: Duration,
+    ) -> std::result::Result<Response, (String, Problem)> {
+        let payload = &job.message.payload;
+        let failed = |problem| (excerpt(payload).to_string(), problem);
+        self.check_size(payload).map_err(failed)?;
+        if let Err(error) = serde_json::from_slice::<&RawValue>(payload) {
+            let detail = format!("the request is not JSON: {error}");
+            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
+            return Err(failed(problem));
+        }
+        let mut request = Request::new(payload.clone());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.live[job.service].target.clone().unwrap_or_default();
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+        let answer = self.call(request, left).map_err(failed)?;
+        let body = add_received(answer.body(), payload)
+            .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
+        log::info!(
+            "request: {} -> response: {}",
+            excerpt(payload),
+            excerpt(&body)
+        );
+        let mut response = Response::new(body);
+        *response.status_mut() = answer.status();
+        Ok(response)
+    }
+
+    fn execute_http(
+        &self,
+        job: &Job,
+        path_prefix: &str,
+        allow: &Allow,
+        left: Duration,
+    ) -> std::result::Result<Response, (String, Problem)> {
+        let unread = |problem| (job.message.topic.clone(), problem);
+        self.check_size(&job.message.payload).map_err(unread)?;
+        let mut request = read_request(&job.message).map_err(|bad| {
+            let detail = format!("the request can't be executed: {bad}");
+            unread(Problem::new(bad.status, Hop::Agent, detail))
+        })?;
+        let asked = format!("{} {}", request.method(), request.uri());
+        let failed = |problem| (asked.clone(), problem);
+        self.live[job.service]
+            .check(&request, allow)
+            .map_err(failed)?;
+        let service = &self.settings.services[job.service];
+        let target = match request.uri().path() {
+            "*" => service.upstream.join("/"),
+            _ => service
+                .upstream
+                .join(&format!("{path_prefix}{}", request.uri())),
+        };
+        *request.uri_mut() = target.parse().map_err(|error| {
+            let detail = format!("{target:?} is no URL: {error}");
+            failed(Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail))
+        })?;
+        let response = self.call(request, left).map_err(failed)?;
+        log::info!(
+            "request: {} -> response: {}, {} bytes",
+            excerpt(asked.as_bytes()),
+            response.status().as_u16(),
+            response.body().len()
+        );
+        Ok(response)
+    }
+
+    fn check_size(&self, payload: &Bytes) -> std::result::Result<(), Problem> {
+        let limit = self.settings.max_body_bytes;
+        if payload.len() <= limit {
+            return Ok(());
+        }
+        let detail = format!("the request is larger than {limit} bytes");
+        Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Hop::Agent,
+            detail,
+        ))
+    }
+
+    // A little less than the caller has left, so that the error of a slow upstream arrives before
+    // the caller gives up.
+    fn call(&self, request: Request, left: Duration) -> std::result::Result<Response, Problem> {
+        let time = left - (left / 10).min(WAY_BACK);
+        self.upstream
+            .call(request, time)
+            .map_err(|error| upstream_problem(&error))
+    }
+
+    fn drop_message(&self, topic: &str, why: &str) {
+        let number = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        log::debug!(
+            "dropped a request on {}: {} ({number} so far)",
+            excerpt(topic.as_bytes()),
+            excerpt(why.as_bytes())
+        );
+    }
+}
+
+impl LiveService {
+    fn new(service: &Service) -> Result<LiveService> {
+        let mut live = LiveService {
+            target: None,
+            paths: None,
+        };
+        match &service.mode {
+            ServiceMode::Json { path, .. } => {
+                let url = service.upstream.join(path);
+                let malformed = |error| Error::Usage(format!("{url:?} is no URL: {error}"));
+                live.target = Some(url.parse().map_err(malformed)?);
+            }
+            ServiceMode::Http { allow, .. } if !allow.paths.is_empty() => {
+                let mut paths = matchit::Router::new();
+                for path in &allow.paths {
+                    let conflict = |error| Error::Usage(format!("the path {path:?}: {error}"));
+                    paths.insert(path.as_str(), ()).map_err(conflict)?;
+                }
+                live.paths = Some(paths);
+            }
+            ServiceMode::Http { .. } => {}
+        }
+        Ok(live)
+    }
+
+    // Whether a request is on the list of those that may be called.
+    fn check(&self, request: &Request, allow: &Allow) -> std::result::Result<(), Problem> {
+        let refused = |what: &str| {
+            let detail = format!("this agent does not pass on {what}");
+            Err(Problem::new(StatusCode::FORBIDDEN, Hop::Agent, detail))
+        };
+        if !allow.methods.is_empty() && !allow.methods.contains(request.method()) {
+            return refused(request.method().as_str());
+        }
+        let path = request.uri().path();
+        match &self.paths {
+            Some(paths) if is_devious(path) || paths.at(path).is_err() => refused(path),
+            _ => Ok(()),
+        }
+    }
+}
+
+// A path that the upstream may take for another one than a pattern does: with `..`, or with a
+// slash or a backslash that is hidden.
+fn is_devious(path: &str) -> bool {
+    let decoded = percent_encoding::percent_decode_str(path).collect::<Vec<u8>>();
+    let slashes = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'/').count();
+    let mut segments = decoded.split(|byte| *byte == b'/');
+    segments.any(|segment| segment == b"." || segment == b"..")
+        || decoded.contains(&b'\\')
+        || decoded.contains(&b'%')
+        || slashes(&decoded) != slashes(path.as_bytes())
+}
+
+fn upstream_problem(error: &UpstreamError) -> Problem {
+    let detail = error.to_string();
+    let problem = |status| Problem::new(status, Hop::Upstream, detail);
+    match error {
+        UpstreamError::Unreachable(_) => problem(StatusCode::BAD_GATEWAY),
+        UpstreamError::TimedOut => problem(StatusCode::GATEWAY_TIMEOUT).outcome_unknown(),
+        UpstreamError::TooLarge(_) | UpstreamError::Broken(_) => {
+            problem(StatusCode::BAD_GATEWAY).outcome_unknown()
+        }
+    }
+}
+
+fn not_json(answer: &Response, why: &str) -> Problem {
+    let status = answer.status().as_u16();
+    let detail = format!("the upstream answered {status} with a body that can't be used: {why}");
+    Problem::new(StatusCode::BAD_GATEWAY, Hop::Upstream, detail).outcome_unknown()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_only_look_allowed() {
+        for path in ["/a", "/a/b.c", "/a/...", "/%20", "/ol%C3%A1"] {
+            assert!(!is_devious(path), "{path}");
+        }
+        for path in [
+            "/a/../b",
+            "/a/..",
+            "/./a",
+            "/a/%2e%2e/b",
+            "/a/%2E./b",
+            "/a%2fb",
+            "/a\\b",
+            "/a%5cb",
+            "/a/%252e%252e/b",
+        ] {
+            assert!(is_devious(path), "{path}");
+        }
+    }
+}

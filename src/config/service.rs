@@ -1,0 +1,330 @@
+//! What an agent's service is: where its requests come from, what it may call.
+
+use std::time::Duration;
+
+use http::Method;
+use serde::Deserialize;
+
+use super::UpstreamUrl;
+use super::file::{Count, MethodName, TimeoutMs, Within};
+use super::route::constant_topic;
+use crate::topic::{Id, Topic};
+
+/// One service of the agent.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name, and the group of agents that share its requests; none for the requests to this
+    /// very agent.
+    pub name: Option<Id>,
+    /// Where requests come from.
+    pub request_topic: Topic,
+    /// How they are executed.
+    pub mode: ServiceMode,
+    /// The HTTP service to call.
+    pub upstream: UpstreamUrl,
+    /// How many requests are called upstream at a time.
+    pub workers: usize,
+    /// How many requests wait for a worker.
+    pub queue: usize,
+    /// How long a request that states no deadline may take.
+    pub timeout: Duration,
+}
+
+/// How the requests of a service are executed.
+#[derive(Debug, Clone)]
+pub enum ServiceMode {
+    /// The payload is JSON, and is posted to one path below the upstream.
+    Json {
+        /// Where requests without a Response Topic are answered.
+        response_topic: Topic,
+        /// The path.
+        path: String,
+    },
+    /// The message is an HTTP request.
+    Http {
+        /// What is put before each path.
+        path_prefix: String,
+        /// What may be called.
+        allow: Allow,
+    },
+}
+
+/// Which requests a service takes; the others are answered with 403.
+#[derive(Debug, Clone, Default)]
+pub struct Allow {
+    /// The methods; empty: every one.
+    pub methods: Vec<Method>,
+    /// Patterns of paths: `/public/{*rest}`; empty: every one.
+    pub paths: Vec<String>,
+}
+
+/// What a service takes from the agent's general settings.
+pub(super) struct Defaults {
+    pub upstream: UpstreamUrl,
+    pub workers: usize,
+    pub queue: usize,
+    pub timeout: Duration,
+}
+
+/// The requests to this very agent: `[direct]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawDirect {
+    enabled: bool,
+    path_prefix: PathPrefix,
+    methods: Vec<MethodName>,
+    paths: Vec<PathPattern>,
+}
+
+impl Default for RawDirect {
+    fn default() -> RawDirect {
+        RawDirect {
+            enabled: true,
+            path_prefix: PathPrefix::default(),
+            methods: Vec::new(),
+            paths: Vec::new(),
+        }
+    }
+}
+
+impl RawDirect {
+    pub(super) fn service(self, id: &Id, defaults: &Defaults) -> Option<Service> {
+        self.enabled.then(|| Service {
+            name: None,
+            request_topic: constant_topic(&format!("recado/agents/{id}/request")),
+            mode: ServiceMode::Http {
+                path_prefix: self.path_prefix.0,
+                allow: allow(self.methods, self.paths),
+            },
+            upstream: defaults.upstream.clone(),
+            workers: defaults.workers,
+            queue: defaults.queue,
+            timeout: defaults.timeout,
+        })
+    }
+}
+
+fn allow(methods: Vec<MethodName>, paths: Vec<PathPattern>) -> Allow {
+    Allow {
+        methods: methods.into_iter().map(|method| method.0).collect(),
+        paths: paths.into_iter().map(|path| path.0).collect(),
+    }
+}
+
+/// A service of the file, checked but for what it takes from the general settings.
+#[derive(Deserialize)]
+#[serde(try_from = "RawService")]
+pub(super) struct PartService {
+    name: Id,
+    request_topic: Topic,
+    mode: ServiceMode,
+    upstream: Option<UpstreamUrl>,
+    workers: Option<usize>,
+    queue: Option<usize>,
+    timeout: Option<Duration>,
+}
+
+impl PartService {
+    /// The ping service, which is there out of the box.
+    #[allow(clippy::expect_used)] // a constant, covered by a test
+    pub(super) fn ping() -> PartService {
+        PartService {
+            name: Id::new("ping").expect("a constant id"),
+            request_topic: constant_topic("api/ping/request"),
+            mode: ServiceMode::Json {
+                response_topic: constant_topic("api/ping/response"),
+                path: "/ping".into(),
+            },
+            upstream: None,
+            workers: None,
+            queue: None,
+            timeout: None,
+        }
+    }
+
+    pub(super) fn service(self, defaults: &Defaults) -> Service {
+        Service {
+            name: Some(self.name),
+            request_topic: self.request_topic,
+            mode: self.mode,
+            upstream: self.upstream.unwrap_or_else(|| defaults.upstream.clone()),
+            workers: self.workers.unwrap_or(defaults.workers),
+            queue: self.queue.unwrap_or(defaults.queue),
+            timeout: self.timeout.unwrap_or(defaults.timeout),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    name: Id,
+    mode: ModeName,
+    request_topic: Option<Topic>,
+    response_topic: Option<Topic>,
+    path: Option<HttpPath>,
+    path_prefix: Option<PathPrefix>,
+    #[serde(default)]
+    methods: Vec<MethodName>,
+    #[serde(default)]
+    paths: Vec<PathPattern>,
+    upstream: Option<UpstreamUrl>,
+    workers: Option<Count>,
+    queue: Option<Count>,
+    timeout_ms: Option<TimeoutMs>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum ModeName {
+    Json,
+    Http,
+}
+
+impl TryFrom<RawService> for PartService {
+    type Error = String;
+
+    fn try_from(raw: RawService) -> Result<PartService, String> {
+        let json = raw.mode == ModeName::Json;
+        let limited = !raw.methods.is_empty() || !raw.paths.is_empty();
+        if json && (raw.path_prefix.is_some() || limited) {
+            return Err("path_prefix, methods and paths: only with mode = \"http\"".into());
+        }
+        if !json && (raw.response_topic.is_some() || raw.path.is_some()) {
+            return Err("response_topic and path: only with mode = \"json\"".into());
+        }
+        let missing = |key| format!("{key}: a service with mode = \"json\" needs it");
+        let default_topic = format!("recado/services/{}/request", raw.name);
+        let request_topic = match raw.request_topic {
+            Some(topic) => topic,
+            None if json => return Err(missing("request_topic")),
+            None => constant_topic(&default_topic),
+        };
+        let mode = match raw.mode {
+            ModeName::Json => ServiceMode::Json {
+                response_topic: raw
+                    .response_topic
+                    .ok_or_else(|| missing("response_topic"))?,
+                path: raw.path.ok_or_else(|| missing("path"))?.0,
+            },
+            ModeName::Http => ServiceMode::Http {
+                path_prefix: raw.path_prefix.unwrap_or_default().0,
+                allow: allow(raw.methods, raw.paths),
+            },
+        };
+        Ok(PartService {
+            name: raw.name,
+            request_topic,
+            mode,
+            upstream: raw.upstream,
+            workers: raw.workers.map(Within::size),
+            queue: raw.queue.map(Within::size),
+            timeout: raw.timeout_ms.map(Within::millis),
+        })
+    }
+}
+
+/// A path that requests can ask for: it begins with a slash and holds no query.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct HttpPath(String);
+
+impl TryFrom<String> for HttpPath {
+    type Error = String;
+
+    fn try_from(path: String) -> Result<HttpPath, String> {
+        let valid = path.starts_with('/')
+            && path
+                .parse::<http::Uri>()
+                .is_ok_and(|uri| uri.path() == path && uri.query().is_none());
+        match valid {
+            true => Ok(HttpPath(path)),
+            false => Err(format!("found {path:?}, allowed is a path such as /ping")),
+        }
+    }
+}
+
+/// What is put before paths: nothing, or a path without a slash at its end.
+#[derive(Deserialize, Default)]
+#[serde(try_from = "String")]
+struct PathPrefix(String);
+
+impl TryFrom<String> for PathPrefix {
+    type Error = String;
+
+    fn try_from(path: String) -> Result<PathPrefix, String> {
+        if path.is_empty() {
+            return Ok(PathPrefix(path));
+        }
+        let HttpPath(path) = HttpPath::try_from(path)?;
+        Ok(PathPrefix(path.trim_end_matches('/').to_owned()))
+    }
+}
+
+/// A pattern of paths.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct PathPattern(String);
+
+impl TryFrom<String> for PathPattern {
+    type Error = String;
+
+    fn try_from(path: String) -> Result<PathPattern, String> {
+        let known = matchit::Router::new().insert(path.as_str(), ());
+        match known {
+            Ok(()) if path.starts_with('/') => Ok(PathPattern(path)),
+            _ => Err(format!(
+                "found {path:?}, allowed is a pattern such as /public/{{*rest}}"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_that_can_not_work_are_refused() {
+        let parse = |text: &str| {
+            toml::from_str::<PartService>(text)
+                .map(|_| ())
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(parse("name = \"web\"\nmode = \"http\""), Ok(()));
+        for (text, hint) in [
+            ("mode = \"http\"", "name"),
+            ("name = \"a\"\nmode = \"json\"", "request_topic"),
+            (
+                "name = \"a\"\nmode = \"http\"\npath = \"/x\"",
+                "only with mode",
+            ),
+            (
+                "name = \"a\"\nmode = \"json\"\nmethods = [\"GET\"]",
+                "only with mode",
+            ),
+            ("name = \"a\"\nmode = \"http\"\npaths = [\"x\"]", "pattern"),
+            (
+                "name = \"a\"\nmode = \"http\"\npaths = [\"/{a\"]",
+                "pattern",
+            ),
+            (
+                "name = \"a\"\nmode = \"http\"\nmethods = [\"G T\"]",
+                "method",
+            ),
+            ("name = \"a\"\nmode = \"http\"\npath_prefix = \"x\"", "path"),
+            ("name = \"a\"\nmode = \"tcp\"", "http"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_ping_service_is_whole() {
+        assert_eq!(
+            PartService::ping().request_topic.as_str(),
+            "api/ping/request"
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! HTTP mode: any HTTP request to an agent, as if the service behind it were here.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, StatusCode};
+
+use super::inbox::{Call, bad_reply, random_correlation};
+use super::presence::Target;
+use super::router::Found;
+use super::{Answer, Shared, broker_away, no_agent};
+use crate::http::problem::Problem;
+use crate::http::{Request, RequestId, X_REQUEST_ID};
+use crate::message::http::{read_reply, write_request};
+use crate::message::{ERROR, Hop, request_properties};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+impl Shared {
+    /// Carries a request to an agent and its reply back.
+    pub(super) fn forward(
+        &self,
+        number: usize,
+        found: &Found<'_>,
+        request: &Request,
+        peer: SocketAddr,
+        id: &RequestId,
+        begun: Instant,
+    ) -> std::result::Result<Answer, Problem> {
+        let route = &self.router.routes()[number];
+        refuse_upgrade(request.headers())?;
+        let topic = self.router.topic(number, found)?;
+        self.publisher.ready().map_err(|why| broker_away(&why))?;
+        match self.presence.http_target(&topic) {
+            Target::There => {}
+            Target::Absent => return Err(no_agent(topic.as_str())),
+            Target::NotKnownYet => {
+                return Err(broker_away(
+                    "the broker has not said yet which agents are there",
+                ));
+            }
+        }
+        let target = self.router.target(number, request);
+        let target: PathAndQuery = target.parse().map_err(|_| {
+            let detail = format!("the target {target:?} can't be passed on");
+            Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
+        })?;
+        let timeout = timeout(request, route.timeout);
+        let inbox = self.inboxes.of(number);
+        let correlation = random_correlation()?;
+        let time_left = timeout.saturating_sub(begun.elapsed());
+        let mut properties = request_properties(inbox.topic(), correlation, time_left);
+        properties.content_type = None;
+        let onward = onward(request, peer, id);
+        write_request(&onward, &target, &mut properties);
+        log::debug!(
+            "request {id}: {} {target} to {topic} as {correlation:?}",
+            request.method()
+        );
+        let (reply, timing) = inbox.call(
+            &self.publisher,
+            Call {
+                topic,
+                payload: onward.into_body(),
+                properties,
+                qos: route.qos,
+                canonical: None,
+                correlation,
+                deadline: begun + timeout,
+                timeout,
+            },
+        )?;
+        let mut response = read_reply(&reply, request.method())
+            .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+        if let Some(hop) = reply.properties.user(ERROR).and_then(Hop::from_reply) {
+            return Err(Problem::from_agent(response.status(), hop, &reply.payload));
+        }
+        append(response.headers_mut(), header::VIA, "1.1 recado");
+        Ok(Answer { response, timing })
+    }
+}
+
+/// How long this caller waits: the route's time, or less if it asks for less (RFC 7240,
+/// `Prefer: wait=N`, in seconds).
+pub(super) fn timeout(request: &Request, longest: Duration) -> Duration {
+    request
+        .headers()
+        .get_all(PREFER)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split([',', ';']))
+        .find_map(|preference| {
+            let (name, seconds) = preference.split_once('=')?;
+            let seconds = seconds.trim().trim_matches('"').parse().ok()?;
+            let wait = name.trim().eq_ignore_ascii_case("wait");
+            wait.then(|| Duration::from_secs(seconds))
+        })
+        .map_or(longest, |wished| wished.min(longest))
+}
+
+// A tunnel can't be carried as one request and one reply. A client that merely offers HTTP/2 is
+// served with HTTP/1.1 (RFC 9110, section 7.8).
+fn refuse_upgrade(headers: &HeaderMap) -> std::result::Result<(), Problem> {
+    let wanted = headers.get_all(header::UPGRADE).iter().any(|value| {
+        let protocols = value.to_str().unwrap_or_default().split(',');
+        protocols
+            .into_iter()
+            .any(|name| !name.trim().eq_ignore_ascii_case("h2c"))
+    });
+    if !wanted {
+        return Ok(());
+    }
+    let detail = "a protocol upgrade can't be carried: a request has one reply here";
+    Err(Problem::new(
+        StatusCode::NOT_IMPLEMENTED,
+        Hop::Gateway,
+        detail,
+    ))
+}
+
+// The request as the agent's side gets it: told who asked and for which host, the host itself
+// left for the agent to say.
+fn onward(request: &Request, peer: SocketAddr, id: &RequestId) -> Request {
+    let mut onward = Request::new(request.body().clone());
+    *onward.method_mut() = request.method().clone();
+    let headers = onward.headers_mut();
+    *headers = request.headers().clone();
+    if let Some(host) = headers.remove(header::HOST) {
+        headers.insert(FORWARDED_HOST, host);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    append(headers, FORWARDED_FOR, &peer.ip().to_string());
+    append(headers, header::VIA, "1.1 recado");
+    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        headers.insert(X_REQUEST_ID, value);
+    }
+    onward
+}
+
+// Adds to a list field, in one line with what is there.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    let before: Vec<&str> = headers
+        .get_all(&name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    let list = match before.is_empty() {
+        true => value.to_owned(),
+        false => format!("{}, {value}", before.join(", ")),
+    };
+    if let Ok(value) = HeaderValue::from_str(&list) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(fields: &[(&'static str, &str)]) -> Request {
+        let mut request = Request::default();
+        for (name, value) in fields {
+            let value = HeaderValue::from_str(value).unwrap();
+            request.headers_mut().append(*name, value);
+        }
+        request
+    }
+
+    #[test]
+    fn a_caller_may_shorten_its_time_only() {
+        let longest = Duration::from_secs(3);
+        let wait = |value| timeout(&request(&[("prefer", value)]), longest).as_secs();
+        assert_eq!(timeout(&request(&[]), longest), longest);
+        assert_eq!(wait("wait=1"), 1);
+        assert_eq!(wait("respond-async, Wait=\"2\""), 2);
+        assert_eq!(wait("wait=0"), 0);
+        assert_eq!(wait("wait=100"), 3);
+        assert_eq!(wait("wait=-1"), 3);
+        assert_eq!(wait("wait"), 3);
+    }
+
+    #[test]
+    fn the_other_side_learns_who_asked() {
+        let peer = SocketAddr::from(([192, 0, 2, 1], 99));
+        let asked = request(&[
+            ("host", "example.org:5000"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-host", "forged"),
+            ("via", "1.0 other"),
+        ]);
+        let onward = onward(&asked, peer, &RequestId::random());
+        let headers = onward.headers();
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 192.0.2.1");
+        assert_eq!(headers["x-forwarded-host"], "example.org:5000");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["via"], "1.0 other, 1.1 recado");
+        assert!(!headers.contains_key("host"));
+    }
+
+    #[test]
+    fn tunnels_are_refused() {
+        let refused = |value| refuse_upgrade(request(&[("upgrade", value)]).headers()).is_err();
+        assert!(refused("websocket"));
+        assert!(refused("h2c, websocket"));
+        assert!(!refused("h2c"));
+        assert!(refuse_upgrade(request(&[]).headers()).is_ok());
+    }
+}

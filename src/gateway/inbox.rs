@@ -1,0 +1,305 @@
+//! Where replies come in, and how they find who waits for them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::broker_away;
+use super::presence::{self, Presence};
+use super::router::Router;
+use crate::config::GatewaySettings;
+use crate::error::{Error, Result};
+use crate::http::problem::{Problem, RETRY_AFTER};
+use crate::link::{PublishError, Publisher, Subscription};
+use crate::logging::excerpt;
+use crate::message::{Correlation, Hop, Message, Properties, Qos, received, timing};
+use crate::pending::{Completion, Pending};
+use crate::topic::{Id, Topic, TopicFilter};
+
+/// Every inbox of a gateway.
+pub(super) struct Inboxes {
+    // One for each JSON route, since old peers' replies are told apart by their topic; and one
+    // for all HTTP routes.
+    json: Vec<(usize, Inbox)>,
+    http: Inbox,
+    // The correlation of the message that marks the end of the presences known at connect.
+    end_of_presence: Correlation,
+    dropped: AtomicU64,
+}
+
+/// One topic where replies come in, and who waits for them.
+pub(super) struct Inbox {
+    topic: Topic,
+    // Where peers that know no Response Topic answer, and what they answer to.
+    old_peers: Option<(Topic, Topic)>,
+    pending: Pending<Message>,
+    max_body_bytes: usize,
+}
+
+/// A request about to be published.
+pub(super) struct Call {
+    pub topic: Topic,
+    pub payload: Bytes,
+    pub properties: Properties,
+    pub qos: Qos,
+    /// The canonical request, where a peer that knows no correlation may answer it.
+    pub canonical: Option<Bytes>,
+    pub correlation: Correlation,
+    pub deadline: Instant,
+    pub timeout: Duration,
+}
+
+/// Which share of a request's time was spent where.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Timing {
+    // Between publishing the request and having the reply.
+    away: Option<Duration>,
+    queue: Duration,
+    upstream: Duration,
+}
+
+impl Timing {
+    /// The value of Server-Timing, for a request that took `total`.
+    pub fn header(&self, total: Duration) -> String {
+        let millis = |share: Duration| share.as_secs_f64() * 1000.0;
+        let Some(away) = self.away else {
+            return format!("gateway;dur={:.3}", millis(total));
+        };
+        format!(
+            "gateway;dur={:.3}, broker;dur={:.3}, queue;dur={:.3}, upstream;dur={:.3}",
+            millis(total.saturating_sub(away)),
+            millis(away.saturating_sub(self.queue + self.upstream)),
+            millis(self.queue),
+            millis(self.upstream),
+        )
+    }
+}
+
+impl Inboxes {
+    pub fn new(router: &Router, id: &Id, settings: &GatewaySettings) -> Result<Inboxes> {
+        let inbox = |topic: String, old_peers| {
+            Ok(Inbox {
+                topic: Topic::new(topic).map_err(|error| Error::Usage(error.to_string()))?,
+                old_peers,
+                pending: Pending::new(settings.max_waiting),
+                max_body_bytes: settings.http.max_body_bytes,
+            })
+        };
+        let json = router.json_routes().map(|(number, response_topic)| {
+            let template = &router.routes()[number].request_topic;
+            let request_topic = template
+                .expand(|_| None)
+                .unwrap_or_else(|| response_topic.clone());
+            let old_peers = Some((response_topic.clone(), request_topic));
+            Ok((number, inbox(format!("{response_topic}/{id}"), old_peers)?))
+        });
+        Ok(Inboxes {
+            json: json.collect::<Result<_>>()?,
+            http: inbox(format!("recado/gateways/{id}/response"), None)?,
+            end_of_presence: random_correlation()
+                .map_err(|problem| Error::Usage(problem.detail))?,
+            dropped: AtomicU64::new(0),
+        })
+    }
+
+    /// The inbox of a route.
+    pub fn of(&self, route: usize) -> &Inbox {
+        let own = self.json.iter().find(|(number, _)| *number == route);
+        own.map_or(&self.http, |(_, inbox)| inbox)
+    }
+
+    pub fn subscriptions(&self) -> Vec<Subscription> {
+        let subscription = |filter: TopicFilter, retained| Subscription {
+            filter,
+            qos: Qos::AtLeastOnce,
+            group: None,
+            retained,
+        };
+        let mut all = Vec::new();
+        for inbox in self.all() {
+            all.push(subscription(TopicFilter::from(&inbox.topic), false));
+            if let Some((old, _)) = &inbox.old_peers {
+                all.push(subscription(TopicFilter::from(old), false));
+            }
+        }
+        if let Ok(filter) = TopicFilter::new(presence::FILTER) {
+            all.push(subscription(filter, true));
+        }
+        all
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Inbox> {
+        self.json.iter().map(|(_, inbox)| inbox).chain([&self.http])
+    }
+
+    /// Sends a message to this gateway itself, behind the retained presences that the broker is
+    /// just sending: when it comes back, they are all here.
+    pub fn ask_for_the_end_of_presence(&self, publisher: &Publisher) {
+        let correlation = Bytes::copy_from_slice(&self.end_of_presence.0);
+        let sent = publisher.publish(Message {
+            topic: self.http.topic.to_string(),
+            properties: Properties {
+                correlation_data: Some(correlation),
+                ..Properties::default()
+            },
+            ..Message::default()
+        });
+        if let Err(why) = sent {
+            log::warn!("can't ask which agents are there: {why}");
+        }
+    }
+
+    /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
+    pub fn receive(&self, message: Message, known: &Presence) {
+        if known.update(&message.topic, &message.payload) {
+            return;
+        }
+        log::info!(
+            "Topic: {}, Message: {}",
+            message.topic,
+            excerpt(&message.payload)
+        );
+        if message.retain {
+            return self.drop_message(&message.topic, "it is retained, so it is from before");
+        }
+        let own = self
+            .all()
+            .find(|inbox| inbox.topic.as_str() == message.topic);
+        let (inbox, is_own) = match own {
+            Some(inbox) => (inbox, true),
+            None => match self.all().find(|inbox| inbox.is_old(&message.topic)) {
+                Some(inbox) => (inbox, false),
+                None => return self.drop_message(&message.topic, "no route expects it"),
+            },
+        };
+        let correlation = message.properties.correlation_data.as_deref();
+        let topic = message.topic.clone();
+        let completion = match correlation.map(Correlation::from_bytes) {
+            Some(_) if !is_own => {
+                return self.drop_message(&topic, "a correlated reply belongs into an inbox");
+            }
+            Some(Some(end)) if end == self.end_of_presence => return known.complete(),
+            Some(Some(correlation)) => inbox.pending.complete(correlation, message, Instant::now()),
+            Some(None) => Completion::Unknown,
+            None => match &inbox.old_peers {
+                None => return self.drop_message(&topic, "it carries no correlation"),
+                Some((_, request_topic)) => match received(&message.payload) {
+                    Ok(which) => {
+                        known.answered(request_topic);
+                        inbox.pending.complete_oldest(&which, message)
+                    }
+                    Err(bad) => return self.drop_message(&topic, &bad.to_string()),
+                },
+            },
+        };
+        match completion {
+            Completion::Delivered => {}
+            Completion::Late(by) => {
+                self.drop_message(&topic, &format!("late by {} ms", by.as_millis()));
+            }
+            Completion::Unknown => self.drop_message(&topic, "nobody waits for it"),
+        }
+    }
+
+    fn drop_message(&self, topic: &str, why: &str) {
+        let number = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        let topic = excerpt(topic.as_bytes());
+        log::debug!("dropped a message on {topic}: {why} ({number} so far)");
+    }
+}
+
+impl Inbox {
+    /// Where replies are to be sent.
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    fn is_old(&self, topic: &str) -> bool {
+        let old = self.old_peers.as_ref();
+        old.is_some_and(|(response_topic, _)| response_topic.as_str() == topic)
+    }
+
+    /// Publishes a request and blocks for its reply, until the deadline.
+    ///
+    /// Errors: it could not be published, nobody replied in time, or the reply is too large.
+    pub fn call(
+        &self,
+        publisher: &Publisher,
+        call: Call,
+    ) -> std::result::Result<(Message, Timing), Problem> {
+        // First the waiter, then the request: the reply must find it.
+        let ticket = self
+            .pending
+            .register(call.correlation, call.canonical)
+            .map_err(|_| too_many())?;
+        let published = Instant::now();
+        publisher
+            .publish(Message {
+                topic: call.topic.to_string(),
+                payload: call.payload,
+                qos: call.qos,
+                properties: call.properties,
+                ..Message::default()
+            })
+            .map_err(|error| not_published(&error))?;
+        let left = call.deadline.saturating_duration_since(published);
+        let reply = ticket.wait(left).ok_or_else(|| no_reply(call.timeout))?;
+        if reply.payload.len() > self.max_body_bytes {
+            let limit = self.max_body_bytes;
+            let detail = format!("the agent's reply is larger than {limit} bytes");
+            return Err(bad_reply(detail));
+        }
+        let (queue, upstream) = timing(&reply.properties);
+        let timing = Timing {
+            away: Some(published.elapsed()),
+            queue,
+            upstream,
+        };
+        Ok((reply, timing))
+    }
+}
+
+pub(super) fn bad_reply(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_GATEWAY, Hop::Agent, detail).outcome_unknown()
+}
+
+fn too_many() -> Problem {
+    let detail = "too many requests wait for a reply";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail).retry_after(RETRY_AFTER)
+}
+
+fn no_reply(timeout: Duration) -> Problem {
+    let detail = format!("no reply within {} ms", timeout.as_millis());
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, Hop::Agent, detail).outcome_unknown()
+}
+
+fn not_published(error: &PublishError) -> Problem {
+    match error {
+        PublishError::NotConnected(reason) => broker_away(reason),
+        PublishError::Busy => too_many(),
+        PublishError::TooLarge { .. } => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Hop::Broker,
+            format!("the request can't be carried: {error}"),
+        ),
+        PublishError::NotSupported(_) => {
+            Problem::new(StatusCode::BAD_GATEWAY, Hop::Broker, error.to_string())
+        }
+    }
+}
+
+/// Errors: the system gives no random numbers. A correlation that could be guessed would be worse
+/// than no answer.
+pub(super) fn random_correlation() -> std::result::Result<Correlation, Problem> {
+    let mut bytes = [0; 16];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => Ok(Correlation(bytes)),
+        Err(error) => Err(Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Hop::Gateway,
+            format!("the system gives no random numbers: {error}"),
+        )),
+    }
+}

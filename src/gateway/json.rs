@@ -1,0 +1,78 @@
+//! JSON mode: a question to whoever answers it, an agent of ours or any program that speaks MQTT.
+
+use std::time::Instant;
+
+use super::inbox::{Call, bad_reply, random_correlation};
+use super::presence::Target;
+use super::router::Found;
+use super::{Answer, Shared, forward, json_response, no_agent};
+use crate::http::problem::Problem;
+use crate::http::{Request, RequestId};
+use crate::message::{ask, canonical, read_json_reply, request_properties, wrap_response};
+
+impl Shared {
+    /// Asks the word of the query, and answers with the reply.
+    pub(super) fn ask(
+        &self,
+        number: usize,
+        found: &Found<'_>,
+        request: &Request,
+        id: &RequestId,
+        begun: Instant,
+    ) -> std::result::Result<Answer, Problem> {
+        let route = &self.router.routes()[number];
+        let topic = self.router.topic(number, found)?;
+        if self.publisher.ready().is_ok()
+            && self.presence.json_target(&topic, begun) == Target::Absent
+        {
+            return Err(no_agent(topic.as_str()));
+        }
+        let inbox = self.inboxes.of(number);
+        let timeout = forward::timeout(request, route.timeout);
+        let payload = ask(&word(request.uri().query().unwrap_or_default()));
+        let correlation = random_correlation()?;
+        let time_left = timeout.saturating_sub(begun.elapsed());
+        log::debug!("request {id}: asked as {correlation:?}");
+        let (reply, timing) = inbox.call(
+            &self.publisher,
+            Call {
+                topic,
+                canonical: canonical(&payload).ok(),
+                payload,
+                properties: request_properties(inbox.topic(), correlation, time_left),
+                qos: route.qos,
+                correlation,
+                deadline: begun + timeout,
+                timeout,
+            },
+        )?;
+        let reply = read_json_reply(&reply)
+            .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+        if let Some(hop) = reply.error {
+            return Err(Problem::from_agent(reply.status, hop, &reply.body));
+        }
+        let mut response = json_response(wrap_response(&reply.body));
+        *response.status_mut() = reply.status;
+        Ok(Answer { response, timing })
+    }
+}
+
+// The first `ask` of a query, "ping" where there is none.
+fn word(query: &str) -> String {
+    form_urlencoded::parse(query.as_bytes())
+        .find(|(name, _)| name == "ask")
+        .map_or_else(|| "ping".to_owned(), |(_, value)| value.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_is_decoded() {
+        assert_eq!(word(""), "ping");
+        assert_eq!(word("x=1"), "ping");
+        assert_eq!(word("ask=a%20b+c%22&ask=second"), "a b c\"");
+        assert_eq!(word("ask="), "");
+    }
+}

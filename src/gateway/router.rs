@@ -1,0 +1,244 @@
+//! Which path is whose. Pure.
+
+use http::{Method, StatusCode};
+
+use crate::config::{Mode, Route};
+use crate::error::{Error, Result};
+use crate::http::Request;
+use crate::http::problem::Problem;
+use crate::message::Hop;
+use crate::topic::Topic;
+
+/// What a path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    /// `/healthz`: the process lives.
+    Health,
+    /// `/readyz`: it is connected, subscribed, and knows who is there.
+    Ready,
+    /// `/agents`: who is there.
+    Agents,
+    /// `/agents/{id}`: one of them.
+    Agent,
+    /// The route with this index.
+    Route(usize),
+}
+
+/// A path that leads somewhere, with what its pattern found in it.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    pub endpoint: Endpoint,
+    parameters: matchit::Params<'a, 'a>,
+}
+
+impl<'a> Found<'a> {
+    /// The part of the path that a pattern's `{name}` stands for.
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name)
+    }
+}
+
+/// The paths of a gateway.
+pub(super) struct Router {
+    paths: matchit::Router<Endpoint>,
+    routes: Vec<Route>,
+}
+
+impl Router {
+    /// Takes the routes, beside the gateway's own paths.
+    ///
+    /// Errors: two of them claim the same paths ([`Error::Usage`]).
+    pub fn new(routes: &[Route]) -> Result<Router> {
+        let mut router = Router {
+            paths: matchit::Router::new(),
+            routes: routes.to_vec(),
+        };
+        for (path, endpoint) in [
+            ("/healthz", Endpoint::Health),
+            ("/readyz", Endpoint::Ready),
+            ("/agents", Endpoint::Agents),
+            ("/agents/{id}", Endpoint::Agent),
+        ] {
+            router.insert(path, endpoint)?;
+        }
+        for (number, route) in routes.iter().enumerate() {
+            router.insert(&route.path, Endpoint::Route(number))?;
+            // `{*path}` alone would leave out the empty path: /agents/demo/.
+            if let Some((before, _)) = route.path.split_once("{*")
+                && before.ends_with('/')
+                && before != "/"
+            {
+                router.insert(before, Endpoint::Route(number))?;
+            }
+        }
+        Ok(router)
+    }
+
+    fn insert(&mut self, path: &str, endpoint: Endpoint) -> Result<()> {
+        self.paths
+            .insert(path, endpoint)
+            .map_err(|error| Error::Usage(format!("the route {path:?} is in conflict: {error}")))
+    }
+
+    /// What a request asks for.
+    ///
+    /// Errors: 404 where nothing has this path, 405 where its method is not served there.
+    pub fn find<'a>(&'a self, request: &'a Request) -> std::result::Result<Found<'a>, Problem> {
+        let path = request.uri().path();
+        let Ok(matched) = self.paths.at(path) else {
+            let detail = format!("there is no route for {path}");
+            return Err(Problem::new(StatusCode::NOT_FOUND, Hop::Gateway, detail));
+        };
+        let own = [Method::GET, Method::HEAD];
+        let methods: &[Method] = match *matched.value {
+            Endpoint::Route(number) => &self.routes[number].methods,
+            _ => &own,
+        };
+        if !methods.is_empty() && !methods.contains(request.method()) {
+            let detail = format!("{} is not allowed here", request.method());
+            let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
+            return Err(Problem {
+                allow: Some(allowed.join(", ")),
+                ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, Hop::Gateway, detail)
+            });
+        }
+        Ok(Found {
+            endpoint: *matched.value,
+            parameters: matched.params,
+        })
+    }
+
+    /// The topic of a request to a route.
+    ///
+    /// Errors: 404 where a part of the path that the topic needs is not an id.
+    pub fn topic(&self, number: usize, found: &Found<'_>) -> std::result::Result<Topic, Problem> {
+        let template = &self.routes[number].request_topic;
+        template.expand(|name| found.parameter(name)).ok_or_else(|| {
+            let detail = format!(
+                "the path names no topic of the form {template}: ids are 1 to 64 of A-Z a-z 0-9 _ -"
+            );
+            Problem::new(StatusCode::NOT_FOUND, Hop::Gateway, detail)
+        })
+    }
+
+    /// The part of the path that an HTTP route passes on, query included; byte for byte.
+    pub fn target(&self, number: usize, request: &Request) -> String {
+        let path = request.uri().path();
+        // What stands before `{*…}` has as many slashes in the path as in the pattern.
+        let pattern = &self.routes[number].path;
+        let rest = match pattern.split_once("{*") {
+            None => path,
+            Some((before, _)) => {
+                let slashes = before.matches('/').count();
+                let starts = path.match_indices('/').nth(slashes - 1);
+                starts.map_or("/", |(at, _)| &path[at..])
+            }
+        };
+        match request.uri().query() {
+            None => rest.to_owned(),
+            Some(query) => format!("{rest}?{query}"),
+        }
+    }
+
+    /// The routes, in the order of their indices.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The routes in JSON mode, with their indices and the topics of old peers.
+    pub fn json_routes(&self) -> impl Iterator<Item = (usize, &Topic)> {
+        let topic = |(number, route): (usize, &'_ Route)| match &route.mode {
+            Mode::Json { .. } => Some(number),
+            Mode::Http => None,
+        };
+        let numbers: Vec<usize> = self.routes.iter().enumerate().filter_map(topic).collect();
+        numbers
+            .into_iter()
+            .filter_map(|number| match &self.routes[number].mode {
+                Mode::Json { response_topic } => Some((number, response_topic)),
+                Mode::Http => None,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: Method, target: &str) -> Request {
+        let mut request = Request::default();
+        *request.method_mut() = method;
+        *request.uri_mut() = target.parse().unwrap();
+        request
+    }
+
+    fn router() -> Router {
+        Router::new(&Route::built_in()).unwrap()
+    }
+
+    #[test]
+    fn paths_lead_to_topics_and_targets() {
+        let router = router();
+        for (path, topic, target) in [
+            (
+                "/agents/demo/ping?ask=ping",
+                "recado/agents/demo/request",
+                "/ping?ask=ping",
+            ),
+            ("/agents/demo/", "recado/agents/demo/request", "/"),
+            ("/agents/demo/?q", "recado/agents/demo/request", "/?q"),
+            (
+                "/agents/a_-9/a%2Fb//c/../d;e?f=%20&&",
+                "recado/agents/a_-9/request",
+                "/a%2Fb//c/../d;e?f=%20&&",
+            ),
+            ("/services/web/x", "recado/services/web/request", "/x"),
+        ] {
+            let request = request(Method::PUT, path);
+            let found = router.find(&request).unwrap();
+            let Endpoint::Route(number) = found.endpoint else {
+                panic!("{path}")
+            };
+            assert_eq!(
+                router.topic(number, &found).unwrap().as_str(),
+                topic,
+                "{path}"
+            );
+            assert_eq!(router.target(number, &request), target, "{path}");
+        }
+    }
+
+    #[test]
+    fn own_paths_and_errors() {
+        let router = router();
+        let find = |method, path| {
+            let request = request(method, path);
+            router
+                .find(&request)
+                .map(|found| found.endpoint)
+                .map_err(|problem| problem.status.as_u16())
+        };
+        assert_eq!(find(Method::GET, "/healthz"), Ok(Endpoint::Health));
+        assert_eq!(find(Method::GET, "/agents"), Ok(Endpoint::Agents));
+        assert_eq!(find(Method::GET, "/agents/demo"), Ok(Endpoint::Agent));
+        assert_eq!(find(Method::POST, "/agents"), Err(405));
+        assert_eq!(find(Method::POST, "/ping"), Err(405));
+        assert_eq!(find(Method::GET, "/nowhere"), Err(404));
+        assert_eq!(find(Method::GET, "/agents//x"), Err(404));
+        let request = request(Method::GET, "/agents/a%20b/x");
+        let found = router.find(&request).unwrap();
+        assert_eq!(router.topic(1, &found).unwrap_err().status, 404);
+    }
+
+    #[test]
+    fn conflicts_are_refused() {
+        for path in ["/healthz", "/agents/{other}", "/ping"] {
+            let mut routes = Route::built_in();
+            routes.push(Route {
+                path: path.into(),
+                ..Route::ping()
+            });
+            assert!(Router::new(&routes).is_err(), "{path}");
+        }
+    }
+}
