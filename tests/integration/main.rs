@@ -21,6 +21,8 @@ mod embedded_broker;
 mod failures;
 /// HTTP as the two fronts speak it.
 mod fronts;
+/// Any HTTP service through the broker: agents, services, presence.
+mod http_mode;
 /// Parts that start in any order, go away and come back.
 mod life;
 /// Messages that nobody should have sent.

@@ -20,6 +20,10 @@ impl Answer {
             .map(|(_, value)| value.as_str())
     }
 
+    pub fn headers(&self) -> &[(String, String)] {
+        &self.headers
+    }
+
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
@@ -80,8 +84,10 @@ impl Connection {
             body: Vec::new(),
         };
         loop {
-            line.clear();
-            self.stream.read_line(&mut line).unwrap();
+            let mut bytes = Vec::new();
+            self.stream.read_until(b'\n', &mut bytes).unwrap();
+            // A header is bytes: each is a character here.
+            line = bytes.into_iter().map(char::from).collect();
             match line.trim_end().split_once(": ") {
                 Some((name, value)) => answer.headers.push((name.into(), value.into())),
                 None if line == "\r\n" => break,

@@ -1,0 +1,527 @@
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use recado::config::{Allow, HttpLimits, ServiceMode};
+use recado::http::{Front, Request, Response, guarded};
+
+use crate::support::http::{Answer, Connection, get};
+use crate::support::process::Process;
+use crate::support::{
+    Chain, Kind, PATIENCE, TestBroker, agent_settings, gateway_settings, local, start_agent,
+    start_agent_with, start_gateway, start_gateway_with, wait_until,
+};
+
+on_each_broker!(
+    through_the_broker_as_directly,
+    a_mebibyte_each_way,
+    who_is_there_is_known,
+    a_killed_agent_is_absent_at_once_and_back_when_it_returns,
+    agents_share_a_service,
+    agents_with_the_same_id_do_not_hide_each_other,
+);
+
+/// A service with everything that HTTP has: whatever is asked of it is in its answer.
+fn answer(request: Request, _peer: SocketAddr) -> Response {
+    let path = request.uri().path().to_owned();
+    let mut response = Response::new(Bytes::new());
+    let headers = response.headers_mut();
+    let mut add = |name: &'static str, value: &[u8]| {
+        let value = HeaderValue::from_bytes(value).unwrap();
+        headers.append(HeaderName::from_static(name), value);
+    };
+    match path.as_str() {
+        "/bytes" => {
+            add("content-type", b"application/octet-stream");
+            add("x-latin1", b"caf\xe9");
+            add("x-tab", b"a\tb");
+            *response.body_mut() = (0..=255u8).collect::<Vec<_>>().into();
+        }
+        "/gzip" => {
+            add("content-encoding", b"gzip");
+            add("vary", b"Accept-Encoding");
+            // Not to be looked into by anybody on the way.
+            *response.body_mut() = Bytes::from_static(b"\x1f\x8b\x08\0not really gzip");
+        }
+        "/cookies" => {
+            add("set-cookie", b"a=1; Path=/; HttpOnly");
+            add("set-cookie", b"b=2");
+            add("date", b"Sun, 06 Nov 1994 08:49:37 GMT");
+        }
+        "/redirect" => {
+            add("location", b"/elsewhere?x=1");
+            *response.status_mut() = StatusCode::FOUND;
+        }
+        "/mirror" => {
+            add("content-type", b"application/octet-stream");
+            *response.body_mut() = request.body().clone();
+        }
+        "/empty" => {}
+        status if status.starts_with("/status/") => {
+            *response.status_mut() = status["/status/".len()..].parse().unwrap();
+            *response.body_mut() = Bytes::from_static(b"a body");
+        }
+        _ => {
+            let mut text = format!("{} {}\n", request.method(), request.uri());
+            for (name, value) in request.headers() {
+                text.push_str(&format!("{name}: {value:?}\n"));
+            }
+            text.push_str(&format!("{:?}", request.body()));
+            *response.body_mut() = text.into();
+        }
+    }
+    response
+}
+
+fn start_upstream() -> Box<dyn Front> {
+    let listener = TcpListener::bind(local(0)).unwrap();
+    let limits = HttpLimits {
+        max_body_bytes: 4 * 1024 * 1024,
+        ..HttpLimits::default()
+    };
+    Box::new(guarded::start(listener, limits, answer).unwrap())
+}
+
+fn stop(front: Box<dyn Front>) {
+    front.stop(Instant::now() + PATIENCE).unwrap();
+}
+
+fn ask(address: SocketAddr, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
+    let mut client = Connection::open(address);
+    let length = match body.len() {
+        0 => String::new(),
+        length => format!("Content-Length: {length}\r\n"),
+    };
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: test\r\n{fields}{length}\r\n");
+    client.send(&[head.as_bytes(), body].concat());
+    match method {
+        "HEAD" => client.read_head_answer(),
+        _ => client.read_answer(),
+    }
+}
+
+// What each hop says of itself.
+const OWN: [&str; 5] = ["via", "x-request-id", "server-timing", "date", "connection"];
+
+fn assert_same(direct: &Answer, carried: &Answer, what: &str) {
+    assert_eq!(direct.status, carried.status, "{what}");
+    let end_to_end = |answer: &Answer| {
+        let headers = answer
+            .headers()
+            .iter()
+            .filter(|(name, _)| !OWN.contains(&name.as_str()));
+        let mut headers: Vec<_> = headers.cloned().collect();
+        headers.sort();
+        headers
+    };
+    assert_eq!(end_to_end(direct), end_to_end(carried), "{what}");
+    assert!(direct.body == carried.body, "{what}: the body");
+}
+
+fn through_the_broker_as_directly(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let upstream = start_upstream();
+    let agent = start_agent(&broker, upstream.address());
+    let gateway = start_gateway(&broker);
+    let base = "/agents/demo";
+    let mut cases: Vec<(String, String, &str, &[u8])> = Vec::new();
+    for path in [
+        "/bytes",
+        "/gzip",
+        "/cookies",
+        "/redirect",
+        "/mirror",
+        "/empty",
+    ] {
+        for method in ["GET", "HEAD"] {
+            cases.push((method.into(), path.into(), "", b""));
+        }
+    }
+    for method in [
+        "POST", "PUT", "PATCH", "DELETE", "PROPFIND", "TRACE", "QUERY",
+    ] {
+        cases.push((method.into(), "/mirror".into(), "", b"\0\xff body"));
+        cases.push((method.into(), "/mirror".into(), "", b""));
+    }
+    for code in (200..=599).step_by(7).chain([204, 205, 304, 418, 501]) {
+        cases.push(("GET".into(), format!("/status/{code}"), "", b""));
+    }
+    for (method, path, fields, body) in cases {
+        let direct = ask(upstream.address(), &method, &path, fields, body);
+        let carried = ask(
+            gateway.address(),
+            &method,
+            &format!("{base}{path}"),
+            fields,
+            body,
+        );
+        assert_same(&direct, &carried, &format!("{method} {path}"));
+        assert_eq!(carried.header("via"), Some("1.1 recado"), "{method} {path}");
+    }
+    let cookies = ask(gateway.address(), "GET", "/agents/demo/cookies", "", b"");
+    assert_eq!(
+        cookies.header("date"),
+        Some("Sun, 06 Nov 1994 08:49:37 GMT")
+    );
+
+    // What the upstream gets: the target byte for byte, repeated fields in order, who asked.
+    let fields = "X-A: 1\r\nX-A: 2\r\nConnection: X-Gone\r\nX-Gone: 1\r\nAccept: */*\r\n\
+                  X-Request-Id: mine\r\nTE: trailers\r\n";
+    let target = "/agents/demo/a%2Fb//../c;d?x=%20&&y=/";
+    let seen = ask(gateway.address(), "DELETE", target, fields, b"body");
+    let text = seen.text();
+    assert!(
+        text.starts_with("DELETE /a%2Fb//../c;d?x=%20&&y=/\n"),
+        "{text}"
+    );
+    assert!(text.contains("x-a: \"1\"\nx-a: \"2\"\n"), "{text}");
+    assert!(text.contains("accept: \"*/*\"\n"), "{text}");
+    assert!(text.contains("x-forwarded-for: \"127.0.0.1\"\n"), "{text}");
+    assert!(text.contains("x-forwarded-host: \"test\"\n"), "{text}");
+    assert!(text.contains("x-forwarded-proto: \"http\"\n"), "{text}");
+    assert!(text.contains("via: \"1.1 recado\"\n"), "{text}");
+    assert!(text.contains("x-request-id: \"mine\"\n"), "{text}");
+    assert!(
+        text.contains(&format!("host: \"{}\"\n", upstream.address())),
+        "{text}"
+    );
+    assert!(text.ends_with("b\"body\""), "{text}");
+    for gone in ["x-gone", "te:", "user-agent", "accept-encoding"] {
+        assert!(!text.contains(gone), "{gone}: {text}");
+    }
+    assert_eq!(seen.header("x-request-id"), Some("mine"));
+    let timing = seen.header("server-timing").unwrap();
+    for share in ["gateway;dur=", "broker;dur=", "queue;dur=", "upstream;dur="] {
+        assert!(timing.contains(share), "{timing}");
+    }
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(upstream);
+}
+
+fn a_mebibyte_each_way(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let upstream = start_upstream();
+    let agent = start_agent(&broker, upstream.address());
+    let gateway = start_gateway(&broker);
+    let body: Vec<u8> = (0..1024 * 1024u32).map(|n| (n % 253) as u8).collect();
+    let echoed = ask(gateway.address(), "POST", "/agents/demo/mirror", "", &body);
+    assert_eq!(
+        echoed.status,
+        200,
+        "{:?}",
+        &echoed.body[..200.min(echoed.body.len())]
+    );
+    assert!(echoed.body == body);
+    let mut over = body.clone();
+    over.push(0);
+    let refused = ask(gateway.address(), "POST", "/agents/demo/mirror", "", &over);
+    assert_eq!(refused.status, 413);
+    gateway.stop().unwrap();
+
+    let mut settings = gateway_settings(&broker.url());
+    settings.http.max_body_bytes = 2 * 1024 * 1024;
+    let roomy = start_gateway_with(settings);
+    let refused = ask(roomy.address(), "POST", "/agents/demo/mirror", "", &over);
+    assert_eq!(refused.status, 413, "the agent's limit");
+    assert_eq!(refused.json()["hop"], "agent");
+    roomy.stop().unwrap();
+    agent.stop().unwrap();
+
+    let mut settings = agent_settings(&broker.url(), upstream.address());
+    settings.max_body_bytes = 100;
+    let agent = start_agent_with(settings);
+    let gateway = start_gateway(&broker);
+    wait_until("the agent is there", || {
+        get(gateway.address(), "/agents/demo").status == 200
+    });
+    let large = get(gateway.address(), "/agents/demo/bytes");
+    assert_eq!(large.status, 502, "{:?}", large.json());
+    assert!(
+        large.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("larger than 100 bytes")
+    );
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(upstream);
+}
+
+fn who_is_there_is_known(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let chain = Chain::start(&broker);
+    let gateway = start_gateway(&broker);
+    // Known from the retained presence alone: this gateway came later.
+    let all = get(gateway.address(), "/agents").json();
+    assert_eq!(all["agents"][0]["id"], "demo", "{all}");
+    assert_eq!(all["agents"][0]["services"][0], "ping");
+    let one = get(gateway.address(), "/agents/demo").json();
+    assert_eq!(one["version"], env!("CARGO_PKG_VERSION"));
+    assert!(one["since"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(
+        get(gateway.address(), "/agents/demo/ping?ask=ping").text(),
+        r#"{"message": "pong"}"#
+    );
+    for path in ["/agents/other/ping", "/services/web/ping"] {
+        let absent = get(gateway.address(), path);
+        assert_eq!(absent.status, 503, "{path}");
+        assert_eq!(absent.json()["hop"], "agent");
+        assert_eq!(absent.json()["outcome"], "not-executed");
+    }
+    assert_eq!(get(gateway.address(), "/agents/other").status, 404);
+    assert_eq!(get(gateway.address(), "/agents/a%20b/x").status, 404);
+    // Once it has left, a ping is not worth waiting for either.
+    let Chain {
+        gateway: first,
+        agent,
+        backend,
+    } = chain;
+    agent.stop().unwrap();
+    wait_until("the gateway knows", || {
+        get(gateway.address(), "/agents/demo").status == 404
+    });
+    assert_eq!(get(gateway.address(), "/agents/demo/ping").status, 503);
+    let ping = get(gateway.address(), "/ping");
+    assert_eq!(
+        (ping.status, ping.json()["hop"].as_str()),
+        (503, Some("agent"))
+    );
+    let again = start_agent(&broker, backend.address());
+    wait_until("it is back", || {
+        get(gateway.address(), "/ping").status == 200
+    });
+    for gateway in [first, gateway] {
+        gateway.stop().unwrap();
+    }
+    again.stop().unwrap();
+    backend.stop().unwrap();
+}
+
+fn a_killed_agent_is_absent_at_once_and_back_when_it_returns(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let upstream = start_upstream();
+    let url = format!("http://{}", upstream.address());
+    let gateway = start_gateway(&broker);
+    for _ in 0..3 {
+        let arguments = [
+            "--broker",
+            &broker.url(),
+            "--upstream",
+            &url,
+            "--id",
+            "shed",
+        ];
+        let mut agent = Process::own("agent", &arguments);
+        wait_until("it is there", || {
+            get(gateway.address(), "/agents/shed/empty").status == 200
+        });
+        agent.kill();
+        wait_until("its will has come", || {
+            get(gateway.address(), "/agents/shed/empty").status == 503
+        });
+    }
+    gateway.stop().unwrap();
+    stop(upstream);
+}
+
+fn agents_share_a_service(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let gateways = [start_gateway(&broker), start_gateway(&broker)];
+    let counters: [Arc<AtomicUsize>; 3] = Default::default();
+    let mut agents = Vec::new();
+    let mut upstreams = Vec::new();
+    for (number, counter) in counters.iter().enumerate() {
+        let counted = Arc::clone(counter);
+        let handler = move |request: Request, peer: SocketAddr| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            answer(request, peer)
+        };
+        let listener = TcpListener::bind(local(0)).unwrap();
+        let upstream = guarded::start(listener, HttpLimits::default(), handler).unwrap();
+        let file = format!(
+            "id = \"agent-{number}\"\nupstream = \"http://{}\"\n[[service]]\nname = \"web\"\nmode = \"http\"\n",
+            upstream.address()
+        );
+        agents.push(start_agent_with(settings_of(&broker, &file)));
+        upstreams.push(upstream);
+    }
+    for gateway in &gateways {
+        wait_until("all agents are there", || {
+            get(gateway.address(), "/agents").json()["agents"]
+                .as_array()
+                .unwrap()
+                .len()
+                == 3
+        });
+    }
+    std::thread::scope(|scope| {
+        for caller in 0..8 {
+            let address = gateways[caller % 2].address();
+            scope.spawn(move || {
+                for number in 0..50 {
+                    let body = format!("{caller}-{number}");
+                    let echoed = ask(address, "POST", "/services/web/mirror", "", body.as_bytes());
+                    assert_eq!(echoed.text(), body);
+                }
+            });
+        }
+    });
+    let executed: Vec<usize> = counters
+        .iter()
+        .map(|count| count.load(Ordering::SeqCst))
+        .collect();
+    assert_eq!(
+        executed.iter().sum::<usize>(),
+        400,
+        "each once: {executed:?}"
+    );
+    assert!(
+        executed.iter().all(|count| *count > 0),
+        "shared: {executed:?}"
+    );
+    for gateway in gateways {
+        gateway.stop().unwrap();
+    }
+    for agent in agents {
+        agent.stop().unwrap();
+    }
+    for upstream in upstreams {
+        stop(Box::new(upstream));
+    }
+}
+
+/// Settings of an agent as a file would give them.
+fn settings_of(broker: &TestBroker, text: &str) -> recado::config::AgentSettings {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+    let name = format!("recado-agent-{}-{number}.toml", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    let flags = recado::cli::Agent {
+        broker: Some(broker.url()),
+        config: Some(path.clone()),
+        ..recado::cli::Agent::default()
+    };
+    let settings = recado::config::AgentSettings::load(&flags).unwrap();
+    std::fs::remove_file(path).unwrap();
+    settings
+}
+
+fn agents_with_the_same_id_do_not_hide_each_other(kind: Kind) {
+    let broker = TestBroker::start(kind);
+    let upstream = start_upstream();
+    let first = start_agent(&broker, upstream.address());
+    let gateway = start_gateway(&broker);
+    for _ in 0..3 {
+        let second = start_agent(&broker, upstream.address());
+        assert_eq!(get(gateway.address(), "/agents/demo/empty").status, 200);
+        second.stop().unwrap();
+        assert_eq!(get(gateway.address(), "/agents/demo/empty").status, 200);
+    }
+    gateway.stop().unwrap();
+    first.stop().unwrap();
+    stop(upstream);
+}
+
+#[test]
+fn only_what_is_allowed_reaches_the_upstream() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let upstream = start_upstream();
+    let mut settings = agent_settings(&broker.url(), upstream.address());
+    settings.services[1].mode = ServiceMode::Http {
+        path_prefix: "/app".into(),
+        allow: Allow {
+            methods: vec![Method::GET],
+            paths: vec!["/public/{*rest}".into(), "/status".into()],
+        },
+    };
+    let agent = start_agent_with(settings);
+    let gateway = start_gateway(&broker);
+    let allowed = get(gateway.address(), "/agents/demo/public/a?b");
+    assert!(
+        allowed.text().starts_with("GET /app/public/a?b\n"),
+        "{}",
+        allowed.text()
+    );
+    assert_eq!(get(gateway.address(), "/agents/demo/status").status, 200);
+    for path in [
+        "/",
+        "/private",
+        "/public",
+        "/public/../private",
+        "/public/%2e%2e/private",
+        "/public%2fa",
+        "/status/x",
+    ] {
+        let refused = get(gateway.address(), &format!("/agents/demo{path}"));
+        assert_eq!(refused.status, 403, "{path}");
+        assert_eq!(refused.json()["hop"], "agent");
+        assert_eq!(refused.json()["outcome"], "not-executed");
+    }
+    let refused = ask(gateway.address(), "POST", "/agents/demo/status", "", b"");
+    assert_eq!(refused.status, 403);
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(upstream);
+}
+
+#[test]
+fn what_can_not_be_carried_is_refused_with_a_reason() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let chain = Chain::start(&broker);
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    let refused = ask(chain.address(), "GET", "/agents/demo/ping", upgrade, b"");
+    assert_eq!(refused.status, 501);
+    assert!(
+        refused.json()["detail"]
+            .as_str()
+            .unwrap()
+            .contains("upgrade")
+    );
+    chain.stop();
+}
+
+#[test]
+fn a_caller_may_wait_for_less() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let chain = Chain::start(&broker);
+    let target = "/agents/demo/sleep?ms=2500";
+    let begun = Instant::now();
+    let answer = ask(chain.address(), "GET", target, "Prefer: wait=1\r\n", b"");
+    assert_eq!(answer.status, 504, "{:?}", answer.json());
+    assert!(begun.elapsed() >= Duration::from_millis(900));
+    assert_eq!(answer.json()["hop"], "upstream", "who is slow is named");
+    chain.stop();
+}
+
+#[test]
+fn fields_about_the_upstreams_connection_stay_there() {
+    use std::io::{Read, Write};
+    let broker = TestBroker::start(Kind::Embedded);
+    let listener = TcpListener::bind(local(0)).unwrap();
+    let agent = start_agent(&broker, listener.local_addr().unwrap());
+    let gateway = start_gateway(&broker);
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).unwrap() > 0);
+        let answer = "HTTP/1.1 200 OK\r\nConnection: close, X-Private\r\nX-Private: 1\r\n\
+                      Keep-Alive: timeout=5\r\nX-Public: 1\r\nTransfer-Encoding: chunked\r\n\r\n\
+                      2\r\nok\r\n0\r\n\r\n";
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let carried = get(gateway.address(), "/agents/demo/");
+    assert_eq!(carried.text(), "ok");
+    assert_eq!(carried.header("x-public"), Some("1"));
+    for gone in ["x-private", "keep-alive", "transfer-encoding", "connection"] {
+        assert_eq!(carried.header(gone), None, "{gone}");
+    }
+    server.join().unwrap();
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+}
