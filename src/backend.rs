@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::config::HttpLimits;
 use crate::error::Result;
 use crate::gateway::bind;
-use crate::http::{Front, Request, Response, tiny};
+use crate::http::{Client, Front, Request, Response, tiny};
 use crate::message::JSON;
 use crate::threads::{self, StopSignal, StopTrigger};
 
@@ -32,7 +32,7 @@ impl Backend {
     /// thread.
     pub fn start(listen: SocketAddr) -> Result<Backend> {
         let (trigger, stop) = threads::stop_signal();
-        let handler = move |request: Request, _peer: SocketAddr| handle(&request, &stop);
+        let handler = move |request: Request, _: &Client<'_>| handle(&request, &stop);
         let front = tiny::start(bind(listen)?, HttpLimits::default(), handler)?;
         log::info!("listening on http://{}", front.address());
         Ok(Backend {

@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::config::{Front as FrontKind, GatewaySettings, Mode};
 use crate::error::{Error, Result};
 use crate::http::problem::{Problem, RETRY_AFTER};
-use crate::http::{Front, Request, RequestId, Response, X_REQUEST_ID, guarded, tiny};
+use crate::http::{Client, Front, Request, RequestId, Response, X_REQUEST_ID, guarded, tiny};
 use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
 use crate::logging::excerpt;
 use crate::message::{Hop, JSON};
@@ -53,7 +53,7 @@ impl Gateway {
     pub fn start(settings: GatewaySettings) -> Result<Gateway> {
         let listener = bind(settings.listen)?;
         let (link, shared) = Shared::start(&settings)?;
-        let handler = move |request: Request, peer: SocketAddr| shared.handle(&request, peer);
+        let handler = move |request: Request, client: &Client<'_>| shared.handle(&request, client);
         let front: Box<dyn Front> = match settings.front {
             FrontKind::Guarded => Box::new(guarded::start(listener, settings.http, handler)?),
             FrontKind::TinyHttp => Box::new(tiny::start(listener, settings.http, handler)?),
@@ -150,11 +150,11 @@ impl Shared {
         Ok((link, shared))
     }
 
-    fn handle(&self, request: &Request, peer: SocketAddr) -> Response {
+    fn handle(&self, request: &Request, client: &Client<'_>) -> Response {
         let begun = Instant::now();
         let id = RequestId::of(request.headers());
         let found = self.router.find(request);
-        let answer = found.and_then(|found| self.answer(request, &found, peer, &id, begun));
+        let answer = found.and_then(|found| self.answer(request, &found, client, &id, begun));
         let (mut response, timing) = match answer {
             Ok(answer) => (answer.response, answer.timing),
             Err(problem) => {
@@ -183,7 +183,7 @@ impl Shared {
         &self,
         request: &Request,
         found: &Found<'_>,
-        peer: SocketAddr,
+        client: &Client<'_>,
         id: &RequestId,
         begun: Instant,
     ) -> std::result::Result<Answer, Problem> {
@@ -197,8 +197,8 @@ impl Shared {
             }
             Endpoint::Agent => self.one_agent(found.parameter("id").unwrap_or_default()),
             Endpoint::Route(number) => match self.router.routes()[number].mode {
-                Mode::Json { .. } => self.ask(number, found, request, id, begun),
-                Mode::Http => self.forward(number, found, request, peer, id, begun),
+                Mode::Json { .. } => self.ask(number, found, request, client, id, begun),
+                Mode::Http => self.forward(number, found, request, client, id, begun),
             },
         }
     }

@@ -14,7 +14,8 @@ pub mod tiny;
 pub mod upstream;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -32,16 +33,41 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers requests. Called on many threads at a time; may block.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request of the client at `peer`.
-    fn handle(&self, request: Request, peer: SocketAddr) -> Response;
+    /// Answers one request of a client.
+    fn handle(&self, request: Request, client: &Client<'_>) -> Response;
+}
+
+/// Who sent a request.
+pub struct Client<'a> {
+    /// Where the connection comes from.
+    pub peer: SocketAddr,
+    connection: Option<&'a TcpStream>,
+}
+
+impl Client<'_> {
+    /// Whether it has closed the connection, so that nobody will read the answer. A client that
+    /// has closed only its own direction counts as gone too: the two can't be told apart.
+    pub fn has_hung_up(&self) -> bool {
+        let Some(connection) = self.connection else {
+            return false;
+        };
+        // Only this thread uses the connection, and it is not reading now.
+        let _ = connection.set_nonblocking(true);
+        let seen = connection.peek(&mut [0]);
+        let _ = connection.set_nonblocking(false);
+        match seen {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        }
+    }
 }
 
 impl<F> Handler for F
 where
-    F: Fn(Request, SocketAddr) -> Response + Send + Sync + 'static,
+    F: Fn(Request, &Client<'_>) -> Response + Send + Sync + 'static,
 {
-    fn handle(&self, request: Request, peer: SocketAddr) -> Response {
-        self(request, peer)
+    fn handle(&self, request: Request, client: &Client<'_>) -> Response {
+        self(request, client)
     }
 }
 

@@ -50,6 +50,15 @@ pub enum Completion {
     Unknown,
 }
 
+/// Why a caller has stopped waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GaveUp {
+    /// Its time is up.
+    TimedOut,
+    /// Nobody wants the reply any more.
+    Unwanted,
+}
+
 /// All places are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
@@ -183,16 +192,38 @@ pub struct Ticket<'a, T> {
 }
 
 impl<T> Ticket<'_, T> {
+    /// Blocks for the reply, but no longer than `timeout`, and no longer than it is `wanted`,
+    /// which is looked at `every` so often.
+    ///
+    /// Errors: see [`GaveUp`].
+    pub fn wait_while(
+        self,
+        timeout: Duration,
+        every: Duration,
+        wanted: impl Fn() -> bool,
+    ) -> Result<T, GaveUp> {
+        let mut left = timeout;
+        let reason = loop {
+            let slice = left.min(every);
+            if let Ok(reply) = self.reply.recv_timeout(slice) {
+                return Ok(reply);
+            }
+            left -= slice;
+            if left.is_zero() {
+                break GaveUp::TimedOut;
+            }
+            if !wanted() {
+                break GaveUp::Unwanted;
+            }
+        };
+        self.pending.give_up(self.correlation, Instant::now());
+        // It may have come between the time-out and giving up.
+        self.reply.try_recv().map_err(|_| reason)
+    }
+
     /// Blocks for the reply, but no longer than `timeout`.
     pub fn wait(self, timeout: Duration) -> Option<T> {
-        match self.reply.recv_timeout(timeout) {
-            Ok(reply) => Some(reply),
-            Err(_) => {
-                self.pending.give_up(self.correlation, Instant::now());
-                // It may have come between the time-out and giving up.
-                self.reply.try_recv().ok()
-            }
-        }
+        self.wait_while(timeout, timeout, || true).ok()
     }
 }
 

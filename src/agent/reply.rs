@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
+use super::repeats::Ended;
 use super::worker::Job;
 use crate::config::AgentSettings;
 use crate::http::Response;
@@ -89,8 +90,16 @@ pub(super) struct Shares {
 }
 
 impl Job {
-    /// Publishes an answer of the upstream.
-    pub fn reply(&self, response: &Response, shares: Shares) {
+    /// Publishes how the request ended.
+    pub fn end(&self, ended: &Ended) {
+        match ended {
+            Ended::Answered(response, shares) => self.reply(response, *shares),
+            Ended::Failed(problem, shares) => self.reply_problem(problem, *shares),
+        }
+    }
+
+    // Publishes an answer of the upstream.
+    fn reply(&self, response: &Response, shares: Shares) {
         let published = self.publish(response, None, shares);
         // The caller must not wait in vain for what can't be carried.
         if let Err(PublishError::TooLarge { limit, .. }) = published {

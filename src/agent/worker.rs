@@ -8,12 +8,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use serde_json::value::RawValue;
 
+use super::repeats::{Ended, Key, Repeats, Seen};
 use super::reply::{Form, ReplyTo, Shares};
 use crate::config::{AgentSettings, Allow, Service, ServiceMode};
 use crate::error::{Error, Result};
 use crate::http::problem::Problem;
 use crate::http::upstream::{Upstream, UpstreamError};
-use crate::http::{Request, Response};
+use crate::http::{Request, Response, X_REQUEST_ID};
 use crate::link::Publisher;
 use crate::logging::excerpt;
 use crate::message::http::read_request;
@@ -33,6 +34,8 @@ pub(super) struct Job {
     received: Instant,
     pub deadline: Instant,
     pub publisher: Publisher,
+    // What it is known again by, if it may come again.
+    repeat: Option<Key>,
 }
 
 /// The agent's settings and what it needs to work by them.
@@ -41,6 +44,7 @@ pub(super) struct Worker {
     live: Vec<LiveService>,
     upstream: Upstream,
     dropped: AtomicU64,
+    repeats: Repeats<Job>,
     taken: Mutex<Taken>,
 }
 
@@ -68,6 +72,7 @@ impl Worker {
             settings,
             upstream,
             dropped: AtomicU64::new(0),
+            repeats: Repeats::new(),
             taken: Mutex::new(Taken {
                 last_arrival: Instant::now(),
                 last_deadline: Instant::now(),
@@ -123,17 +128,48 @@ impl Worker {
             received,
             deadline,
             publisher: publisher.clone(),
+            repeat: None,
         };
         if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
             let detail = "the request states neither deadline-ms nor an expiry interval";
             let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
             return job.reply_problem(&problem, Shares::default());
         }
+        let Some(job) = self.unless_seen(job) else {
+            return;
+        };
         if let Err(job) = pools[number].submit(job) {
             let detail = "all workers are busy and the queue is full";
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
             log::warn!("{}: {detail}", job.message.topic);
-            job.reply_problem(&problem, Shares::default());
+            self.end(&job, &Ended::Failed(problem, Shares::default()));
+        }
+    }
+
+    // A request that came before gets the reply of the first, now or when there is one.
+    fn unless_seen(&self, mut job: Job) -> Option<Job> {
+        let idempotency_key = idempotency_key(&job.message);
+        let Some(key) = Key::of(&job.message, idempotency_key) else {
+            return Some(job);
+        };
+        job.repeat = Some(key.clone());
+        let topic = job.message.topic.clone();
+        match self.repeats.see(&key, job, Instant::now()) {
+            Seen::New(job) => return Some(job),
+            Seen::Waiting => {}
+            Seen::TooMany => self.drop_message(&topic, "it was repeated too often"),
+            Seen::Before(job, ended) => job.end(&ended),
+        }
+        None
+    }
+
+    // Answers a request, and those that came again while it ran.
+    fn end(&self, job: &Job, ended: &Ended) {
+        job.end(ended);
+        if let Some(key) = &job.repeat {
+            for waiting in self.repeats.end(key, Some(ended), Instant::now()) {
+                waiting.end(ended);
+            }
         }
     }
 
@@ -166,8 +202,13 @@ impl Worker {
         let begun = Instant::now();
         let left = job.deadline.saturating_duration_since(begun);
         if left.is_zero() {
+            if let Some(key) = &job.repeat {
+                // Who repeated it waits no longer than who asked first.
+                self.repeats.end(key, None, begun);
+            }
             return self.drop_message(&job.message.topic, "its caller has stopped waiting");
         }
+        let running = Running { worker: self, job };
         let executed = match &self.settings.services[job.service].mode {
             ServiceMode::Json { .. } => self.execute_json(job, left),
             ServiceMode::Http { path_prefix, allow } => {
@@ -178,8 +219,8 @@ impl Worker {
             queue: begun.saturating_duration_since(job.received),
             upstream: begun.elapsed(),
         };
-        match executed {
-            Ok(response) => job.reply(&response, shares),
+        let ended = match executed {
+            Ok(response) => Ended::Answered(response, shares),
             Err((asked, problem)) => {
                 log::warn!(
                     "request: {} -> {} at the {}: {}",
@@ -188,9 +229,11 @@ impl Worker {
                     problem.hop.as_str(),
                     excerpt(problem.detail.as_bytes())
                 );
-                job.reply_problem(&problem, shares);
+                Ended::Failed(problem, shares)
             }
-        }
+        };
+        self.end(job, &ended);
+        drop(running);
     }
 
     fn execute_json(
@@ -238,7 +281,16 @@ impl Worker {
             let detail = format!("the request can't be executed: {bad}");
             unread(Problem::new(bad.status, Hop::Agent, detail))
         })?;
-        let asked = format!("{} {}", request.method(), request.uri());
+        let id = request
+            .headers()
+            .get(X_REQUEST_ID)
+            .and_then(|id| id.to_str().ok());
+        let asked = format!(
+            "{} {} ({})",
+            request.method(),
+            request.uri(),
+            id.unwrap_or("-")
+        );
         let failed = |problem| (asked.clone(), problem);
         self.live[job.service]
             .check(&request, allow)
@@ -296,6 +348,21 @@ impl Worker {
     }
 }
 
+// Forgets a request that is no longer running, even if its worker panics: its repeats would wait
+// for ever. It does nothing to one that has ended.
+struct Running<'a> {
+    worker: &'a Worker,
+    job: &'a Job,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = &self.job.repeat {
+            self.worker.repeats.abandon(key);
+        }
+    }
+}
+
 impl LiveService {
     fn new(service: &Service) -> Result<LiveService> {
         let mut live = LiveService {
@@ -336,6 +403,21 @@ impl LiveService {
             _ => Ok(()),
         }
     }
+}
+
+// The Idempotency-Key of an HTTP request: a field that a caller repeats with a request it repeats.
+fn idempotency_key(message: &Message) -> Option<&[u8]> {
+    let mut fields = message.properties.user.iter();
+    let (_, field) = fields.find(|(key, field)| {
+        key == "h"
+            && field
+                .get(.."idempotency-key: ".len())
+                .is_some_and(|name| name.eq_ignore_ascii_case("idempotency-key: "))
+    })?;
+    field
+        .as_bytes()
+        .get("idempotency-key: ".len()..)
+        .filter(|key| !key.is_empty())
 }
 
 // A path that the upstream may take for another one than a pattern does: with `..`, or with a

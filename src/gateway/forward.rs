@@ -12,7 +12,7 @@ use super::presence::Target;
 use super::router::Found;
 use super::{Answer, Shared, broker_away, no_agent};
 use crate::http::problem::Problem;
-use crate::http::{Request, RequestId, X_REQUEST_ID};
+use crate::http::{Client, Request, RequestId, X_REQUEST_ID};
 use crate::message::http::{read_reply, write_request};
 use crate::message::{ERROR, Hop, request_properties};
 
@@ -28,7 +28,7 @@ impl Shared {
         number: usize,
         found: &Found<'_>,
         request: &Request,
-        peer: SocketAddr,
+        client: &Client<'_>,
         id: &RequestId,
         begun: Instant,
     ) -> std::result::Result<Answer, Problem> {
@@ -56,7 +56,7 @@ impl Shared {
         let time_left = timeout.saturating_sub(begun.elapsed());
         let mut properties = request_properties(inbox.topic(), correlation, time_left);
         properties.content_type = None;
-        let onward = onward(request, peer, id);
+        let onward = onward(request, client.peer, id);
         write_request(&onward, &target, &mut properties);
         log::debug!(
             "request {id}: {} {target} to {topic} as {correlation:?}",
@@ -64,6 +64,7 @@ impl Shared {
         );
         let (reply, timing) = inbox.call(
             &self.publisher,
+            client,
             Call {
                 topic,
                 payload: onward.into_body(),

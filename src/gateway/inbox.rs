@@ -11,12 +11,16 @@ use super::presence::{self, Presence};
 use super::router::Router;
 use crate::config::GatewaySettings;
 use crate::error::{Error, Result};
+use crate::http::Client;
 use crate::http::problem::{Problem, RETRY_AFTER};
 use crate::link::{PublishError, Publisher, Subscription};
 use crate::logging::excerpt;
 use crate::message::{Correlation, Hop, Message, Properties, Qos, received, timing};
-use crate::pending::{Completion, Pending};
+use crate::pending::{Completion, GaveUp, Pending};
 use crate::topic::{Id, Topic, TopicFilter};
+
+/// How often a waiting request looks whether its client is still there.
+const LOOK_AT_CLIENT: Duration = Duration::from_millis(200);
 
 /// Every inbox of a gateway.
 pub(super) struct Inboxes {
@@ -227,6 +231,7 @@ impl Inbox {
     pub fn call(
         &self,
         publisher: &Publisher,
+        client: &Client<'_>,
         call: Call,
     ) -> std::result::Result<(Message, Timing), Problem> {
         // First the waiter, then the request: the reply must find it.
@@ -245,7 +250,12 @@ impl Inbox {
             })
             .map_err(|error| not_published(&error))?;
         let left = call.deadline.saturating_duration_since(published);
-        let reply = ticket.wait(left).ok_or_else(|| no_reply(call.timeout))?;
+        let reply = ticket
+            .wait_while(left, LOOK_AT_CLIENT, || !client.has_hung_up())
+            .map_err(|gave_up| match gave_up {
+                GaveUp::TimedOut => no_reply(call.timeout),
+                GaveUp::Unwanted => hung_up(),
+            })?;
         if reply.payload.len() > self.max_body_bytes {
             let limit = self.max_body_bytes;
             let detail = format!("the agent's reply is larger than {limit} bytes");
@@ -268,6 +278,12 @@ pub(super) fn bad_reply(detail: String) -> Problem {
 fn too_many() -> Problem {
     let detail = "too many requests wait for a reply";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail).retry_after(RETRY_AFTER)
+}
+
+// Nobody reads this but the log.
+fn hung_up() -> Problem {
+    let detail = "the client hung up before there was a reply";
+    Problem::new(StatusCode::REQUEST_TIMEOUT, Hop::Gateway, detail).outcome_unknown()
 }
 
 fn no_reply(timeout: Duration) -> Problem {

@@ -2,21 +2,25 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
+use http::StatusCode;
+
 use super::inbox::{Call, bad_reply, random_correlation};
 use super::presence::Target;
 use super::router::Found;
 use super::{Answer, Shared, forward, json_response, no_agent};
 use crate::http::problem::Problem;
-use crate::http::{Request, RequestId};
-use crate::message::{ask, canonical, read_json_reply, request_properties, wrap_response};
+use crate::http::{Client, Request, RequestId};
+use crate::message::{Hop, ask, canonical, read_json_reply, request_properties, wrap_response};
 
 impl Shared {
-    /// Asks the word of the query, and answers with the reply.
+    /// Asks the body, or the word of the query, and answers with the reply.
     pub(super) fn ask(
         &self,
         number: usize,
         found: &Found<'_>,
         request: &Request,
+        client: &Client<'_>,
         id: &RequestId,
         begun: Instant,
     ) -> std::result::Result<Answer, Problem> {
@@ -29,15 +33,16 @@ impl Shared {
         }
         let inbox = self.inboxes.of(number);
         let timeout = forward::timeout(request, route.timeout);
-        let payload = ask(&word(request.uri().query().unwrap_or_default()));
+        let (payload, canonical) = payload(request)?;
         let correlation = random_correlation()?;
         let time_left = timeout.saturating_sub(begun.elapsed());
         log::debug!("request {id}: asked as {correlation:?}");
         let (reply, timing) = inbox.call(
             &self.publisher,
+            client,
             Call {
                 topic,
-                canonical: canonical(&payload).ok(),
+                canonical: Some(canonical),
                 payload,
                 properties: request_properties(inbox.topic(), correlation, time_left),
                 qos: route.qos,
@@ -55,6 +60,20 @@ impl Shared {
         *response.status_mut() = reply.status;
         Ok(Answer { response, timing })
     }
+}
+
+// A body is the question, as it is; without one, the question is the word of the query. Returned
+// with its canonical form.
+fn payload(request: &Request) -> std::result::Result<(Bytes, Bytes), Problem> {
+    let payload = match request.body().is_empty() {
+        true => ask(&word(request.uri().query().unwrap_or_default())),
+        false => request.body().clone(),
+    };
+    let canonical = canonical(&payload).map_err(|error| {
+        let detail = format!("the body is not JSON: {error}");
+        Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
+    })?;
+    Ok((payload, canonical))
 }
 
 // The first `ask` of a query, "ping" where there is none.

@@ -14,7 +14,7 @@ use super::chunked::Decoder;
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
 use super::problem::Problem;
-use super::{Handler, RequestId, Response, has_body};
+use super::{Client, Handler, RequestId, Response, has_body};
 use crate::config::HttpLimits;
 use crate::message::Hop;
 
@@ -116,7 +116,11 @@ impl<'a> Connection<'a> {
     fn answer(&self, request: super::Request) -> Response {
         let id = RequestId::of(request.headers());
         let handled = catch_unwind(AssertUnwindSafe(|| {
-            self.handler.handle(request, self.slot.peer)
+            let client = Client {
+                peer: self.slot.peer,
+                connection: Some(&self.slot.stream),
+            };
+            self.handler.handle(request, &client)
         }));
         handled.unwrap_or_else(|_| {
             log::error!("request {id}: the handler panicked");

@@ -22,7 +22,7 @@ use socket2::SockRef;
 
 use super::guarded::{connect, wake};
 use super::problem::Problem;
-use super::{Front, Handler, Request, RequestId, Response, has_body};
+use super::{Client, Front, Handler, Request, RequestId, Response, has_body};
 use crate::config::HttpLimits;
 use crate::error::{Error, Result};
 use crate::message::Hop;
@@ -300,7 +300,13 @@ fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes
         .copied()
         .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     let response = match convert(&mut request, max_body_bytes) {
-        Ok(converted) => handler.handle(converted, peer),
+        Ok(converted) => {
+            let client = Client {
+                peer,
+                connection: None,
+            };
+            handler.handle(converted, &client)
+        }
         Err((status, reason)) => {
             Problem::new(status, Hop::Gateway, reason).response(&RequestId::random())
         }

@@ -191,6 +191,7 @@ impl Driver {
                 .map_or(INFLIGHT, |theirs| theirs.min(INFLIGHT))
                 .into(),
         };
+        self.note_what_is_missing(property(|p| p.shared_subscription_available) != Some(0));
         // "No keep alive" from the server would make rumqttc ping without a pause.
         if offered.as_ref().and_then(|p| p.server_keep_alive) == Some(0) {
             self.connection
@@ -206,6 +207,31 @@ impl Driver {
         self.subscribe(shares);
     }
 
+    // Says what the broker does not do, and what that costs.
+    fn note_what_is_missing(&self, shares: bool) {
+        let limits = &self.limits;
+        let own = self.publisher.shared.max_packet_bytes;
+        if limits.max_packet_bytes < own {
+            log::warn!(
+                "the broker takes packets of {} bytes at the most: larger requests and replies are refused",
+                limits.max_packet_bytes
+            );
+        }
+        if limits.max_qos < Qos::AtLeastOnce {
+            log::warn!("the broker knows QoS 0 only: routes with qos = 1 are refused");
+        }
+        if !limits.retain {
+            log::warn!(
+                "the broker keeps no retained messages: gateways can't know which agents are there"
+            );
+        }
+        if !shares && self.subscriptions.iter().any(|one| one.group.is_some()) {
+            log::warn!(
+                "the broker has no shared subscriptions: several agents of a service each execute each request"
+            );
+        }
+    }
+
     fn subscribe(&mut self, shares: bool) {
         let shared = &self.publisher.shared;
         let mut names = Vec::new();
@@ -214,14 +240,7 @@ impl Driver {
             for subscription in &self.subscriptions {
                 let filter = match &subscription.group {
                     Some(group) if shares => subscription.filter.shared(group),
-                    Some(_) => {
-                        log::warn!(
-                            "the broker has no shared subscriptions: each agent will execute each request to {}",
-                            subscription.filter
-                        );
-                        subscription.filter.clone()
-                    }
-                    None => subscription.filter.clone(),
+                    _ => subscription.filter.clone(),
                 };
                 let qos = subscription.qos.min(self.limits.max_qos);
                 let mut wire = Filter::new(filter.as_str(), to_qos(qos));

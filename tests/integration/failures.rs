@@ -275,3 +275,31 @@ fn a_reply_that_can_not_be_carried_is_a_502_at_once() {
     agent.stop().unwrap();
     backend.stop().unwrap();
 }
+
+#[test]
+fn a_client_that_hangs_up_frees_its_place() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let mut settings = gateway_settings(&broker.url());
+    settings.max_waiting = 1;
+    settings.routes[0].timeout = Duration::from_secs(600);
+    let gateway = start_gateway_with(settings);
+    let mut agent = mqtt311::Client::connect(broker.port());
+    agent.subscribe("api/ping/request");
+    let mut client = crate::support::http::Connection::open(gateway.address());
+    client.send(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n");
+    agent.receive();
+    drop(client);
+    // The only place is free long before its time is up.
+    let address = gateway.address();
+    let next = std::thread::spawn(move || {
+        let mut answer = get(address, "/ping");
+        while answer.status == 503 {
+            answer = get(address, "/ping");
+        }
+        answer
+    });
+    agent.receive();
+    agent.publish("api/ping/response", br#"{"message": "pong"}"#);
+    assert_eq!(next.join().unwrap().status, 200);
+    drop(gateway);
+}

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use recado::config::HttpLimits;
-use recado::http::{Front, Request, Response, guarded, tiny};
+use recado::http::{Client, Front, Request, Response, guarded, tiny};
 
 use crate::support::http::{Connection, get};
 use crate::support::process::Process;
 use crate::support::{PATIENCE, local, wait_until};
 
 /// Answers with what it understood: method, target, length of the body; and panics on request.
-fn describe(request: Request, _peer: std::net::SocketAddr) -> Response {
+fn describe(request: Request, _: &Client<'_>) -> Response {
     assert_ne!(request.uri().path(), "/panic", "on purpose");
     let text = format!(
         "{} {} {}",

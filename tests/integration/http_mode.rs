@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use recado::config::{Allow, HttpLimits, ServiceMode};
-use recado::http::{Front, Request, Response, guarded};
+use recado::http::{Client, Front, Request, Response, guarded};
 
 use crate::support::http::{Answer, Connection, get};
 use crate::support::process::Process;
@@ -26,7 +26,7 @@ on_each_broker!(
 );
 
 /// A service with everything that HTTP has: whatever is asked of it is in its answer.
-fn answer(request: Request, _peer: SocketAddr) -> Response {
+fn answer(request: Request, _: &Client<'_>) -> Response {
     let path = request.uri().path().to_owned();
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
@@ -337,9 +337,9 @@ fn agents_share_a_service(kind: Kind) {
     let mut upstreams = Vec::new();
     for (number, counter) in counters.iter().enumerate() {
         let counted = Arc::clone(counter);
-        let handler = move |request: Request, peer: SocketAddr| {
+        let handler = move |request: Request, client: &Client<'_>| {
             counted.fetch_add(1, Ordering::SeqCst);
-            answer(request, peer)
+            answer(request, client)
         };
         let listener = TcpListener::bind(local(0)).unwrap();
         let upstream = guarded::start(listener, HttpLimits::default(), handler).unwrap();
@@ -524,4 +524,43 @@ fn fields_about_the_upstreams_connection_stay_there() {
     server.join().unwrap();
     gateway.stop().unwrap();
     agent.stop().unwrap();
+}
+
+#[test]
+fn a_repeated_request_is_executed_once() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let executed = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&executed);
+    let handler = move |request: Request, client: &Client<'_>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        answer(request, client)
+    };
+    let listener = TcpListener::bind(local(0)).unwrap();
+    let upstream = guarded::start(listener, HttpLimits::default(), handler).unwrap();
+    let agent = start_agent(&broker, upstream.address());
+    let gateway = start_gateway(&broker);
+    let post = |key: &str, body: &[u8]| {
+        let fields = format!("Idempotency-Key: {key}\r\n");
+        let answer = ask(
+            gateway.address(),
+            "POST",
+            "/agents/demo/mirror",
+            &fields,
+            body,
+        );
+        assert_eq!((answer.status, answer.body.as_slice()), (200, body));
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| post("one", b"body"));
+        }
+    });
+    post("one", b"body");
+    assert_eq!(executed.load(Ordering::SeqCst), 1);
+    post("two", b"body");
+    post("one", b"another body");
+    assert_eq!(executed.load(Ordering::SeqCst), 3);
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(Box::new(upstream));
 }

@@ -280,3 +280,43 @@ fn a_flood_of_garbage_does_no_harm() {
     });
     chain.stop();
 }
+
+#[test]
+fn a_request_delivered_twice_is_executed_once() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let backend = start_backend();
+    let agent = start_agent(&broker, backend.address());
+    let peer = Peer::start(&broker, &["api/ping/#"]);
+    let request = Message {
+        topic: "api/ping/request".into(),
+        payload: Bytes::from_static(br#"{"ask": "ping"}"#),
+        qos: Qos::AtLeastOnce,
+        properties: Properties {
+            response_topic: Some("api/ping/response/peer".into()),
+            correlation_data: Some(Bytes::from_static(b"the same")),
+            ..Properties::default()
+        },
+        ..Message::default()
+    };
+    let mut timings = Vec::new();
+    for _ in 0..3 {
+        peer.publish(request.clone());
+        let reply = loop {
+            let message = peer.receive();
+            if message.topic == "api/ping/response/peer" {
+                break message;
+            }
+        };
+        assert_eq!(
+            reply.properties.correlation_data.as_deref(),
+            Some(&b"the same"[..])
+        );
+        timings.push(reply.properties.user("timing").unwrap().to_owned());
+    }
+    // Microseconds of a call of its own would not be equal three times over.
+    timings.dedup();
+    assert_eq!(timings.len(), 1, "{timings:?}");
+    drop(peer);
+    agent.stop().unwrap();
+    backend.stop().unwrap();
+}

@@ -1,0 +1,275 @@
+//! Requests that come again, and the replies they got: so that none is executed twice.
+//!
+//! QoS 1 may deliver a request twice, and a caller may repeat one on purpose, under one
+//! `Idempotency-Key`. A repeat gets the same reply; while the first is still running, it waits for
+//! it. The memory is bounded in entries, bytes and age. Time is passed in.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::reply::Shares;
+use crate::http::Response;
+use crate::http::problem::{Outcome, Problem};
+use crate::message::{Message, Qos};
+use crate::threads::lock;
+
+/// How many requests are remembered.
+const MAX_ENTRIES: usize = 1024;
+/// How many bytes of replies are remembered.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// How long a reply is remembered: longer than any caller waits.
+const MAX_AGE: Duration = Duration::from_secs(120);
+/// How many repeats wait for one running request; further ones are dropped.
+const MAX_WAITING: usize = 16;
+/// What an entry costs besides the body of its reply, in bytes.
+const OVERHEAD: usize = 512;
+
+/// What a request is known again by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key(Vec<u8>);
+
+impl Key {
+    /// The key of a request, if it may come again: its Idempotency-Key together with what it asks
+    /// for, else, with QoS 1, its correlation.
+    pub fn of(message: &Message, idempotency_key: Option<&[u8]>) -> Option<Key> {
+        let properties = &message.properties;
+        let mut key = message.topic.clone().into_bytes();
+        key.push(0);
+        if let Some(given) = idempotency_key {
+            let mut hasher = DefaultHasher::new();
+            message.payload.hash(&mut hasher);
+            properties.user("method").hash(&mut hasher);
+            properties.user("target").hash(&mut hasher);
+            key.extend(hasher.finish().to_be_bytes());
+            key.extend(given);
+            return Some(Key(key));
+        }
+        let correlation = properties.correlation_data.as_ref()?;
+        (message.qos > Qos::AtMostOnce).then(|| {
+            key.extend(correlation);
+            Key(key)
+        })
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone)]
+pub(super) enum Ended {
+    /// With an answer of the upstream.
+    Answered(Response, Shares),
+    /// With an error of the agent's own.
+    Failed(Problem, Shares),
+}
+
+impl Ended {
+    // What was not executed may be tried again.
+    fn is_final(&self) -> bool {
+        match self {
+            Ended::Answered(..) => true,
+            Ended::Failed(problem, _) => problem.outcome == Outcome::Unknown,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Ended::Answered(response, _) => response.body().len() + OVERHEAD,
+            Ended::Failed(..) => OVERHEAD,
+        }
+    }
+}
+
+/// What is to be done with a request.
+pub(super) enum Seen<T> {
+    /// It is the first: execute it, then call [`Repeats::end`].
+    New(T),
+    /// The first is running: this one is kept, and comes back when it ends.
+    Waiting,
+    /// Too many wait for the first already.
+    TooMany,
+    /// The first has ended like this.
+    Before(T, Ended),
+}
+
+/// The memory; `T` is a request.
+pub(super) struct Repeats<T> {
+    table: Mutex<Table<T>>,
+}
+
+struct Table<T> {
+    entries: HashMap<Key, State<T>>,
+    // Those that have ended, oldest first.
+    ended: VecDeque<(Key, Instant)>,
+    bytes: usize,
+}
+
+enum State<T> {
+    Running(Vec<T>),
+    Ended(Ended),
+}
+
+impl<T> Repeats<T> {
+    pub fn new() -> Repeats<T> {
+        Repeats {
+            table: Mutex::new(Table {
+                entries: HashMap::new(),
+                ended: VecDeque::new(),
+                bytes: 0,
+            }),
+        }
+    }
+
+    /// Looks a request up and, if it is new, remembers that it runs.
+    pub fn see(&self, key: &Key, request: T, now: Instant) -> Seen<T> {
+        let mut table = lock(&self.table);
+        table.forget_old(now);
+        match table.entries.get_mut(key) {
+            None => {
+                table
+                    .entries
+                    .insert(key.clone(), State::Running(Vec::new()));
+                Seen::New(request)
+            }
+            Some(State::Running(waiting)) if waiting.len() < MAX_WAITING => {
+                waiting.push(request);
+                Seen::Waiting
+            }
+            Some(State::Running(_)) => Seen::TooMany,
+            Some(State::Ended(ended)) => Seen::Before(request, ended.clone()),
+        }
+    }
+
+    /// Forgets a request that runs no more and has not ended.
+    pub fn abandon(&self, key: &Key) {
+        let mut table = lock(&self.table);
+        if let Some(State::Running(_)) = table.entries.get(key) {
+            table.entries.remove(key);
+        }
+    }
+
+    /// Remembers how a request ended, and gives back those that waited for it. `None`: it was
+    /// dropped unexecuted.
+    pub fn end(&self, key: &Key, ended: Option<&Ended>, now: Instant) -> Vec<T> {
+        let mut table = lock(&self.table);
+        let waiting = match table.entries.remove(key) {
+            Some(State::Running(waiting)) => waiting,
+            _ => Vec::new(),
+        };
+        if let Some(ended) = ended.filter(|ended| ended.is_final()) {
+            table.bytes += ended.bytes();
+            let state = State::Ended(ended.clone());
+            table.entries.insert(key.clone(), state);
+            table.ended.push_back((key.clone(), now));
+            table.forget_old(now);
+        }
+        waiting
+    }
+}
+
+impl<T> Table<T> {
+    fn forget_old(&mut self, now: Instant) {
+        while let Some((_, since)) = self.ended.front() {
+            let old = now.saturating_duration_since(*since) > MAX_AGE;
+            if !old && self.ended.len() <= MAX_ENTRIES && self.bytes <= MAX_BYTES {
+                return;
+            }
+            let Some((key, _)) = self.ended.pop_front() else {
+                return;
+            };
+            if let Some(State::Ended(ended)) = self.entries.remove(&key) {
+                self.bytes -= ended.bytes();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::StatusCode;
+
+    use super::*;
+    use crate::message::{Hop, Properties};
+
+    fn key(correlation: &'static str) -> Key {
+        let message = Message {
+            qos: Qos::AtLeastOnce,
+            properties: Properties {
+                correlation_data: Some(Bytes::from_static(correlation.as_bytes())),
+                ..Properties::default()
+            },
+            ..Message::default()
+        };
+        Key::of(&message, None).unwrap()
+    }
+
+    fn answered(size: usize) -> Ended {
+        Ended::Answered(Response::new(vec![0; size].into()), Shares::default())
+    }
+
+    #[test]
+    fn a_repeat_waits_for_the_first_and_later_ones_get_its_reply() {
+        let repeats = Repeats::new();
+        let now = Instant::now();
+        assert!(matches!(repeats.see(&key("a"), 1, now), Seen::New(1)));
+        assert!(matches!(repeats.see(&key("a"), 2, now), Seen::Waiting));
+        assert!(matches!(repeats.see(&key("b"), 3, now), Seen::New(3)));
+        assert_eq!(repeats.end(&key("a"), Some(&answered(1)), now), [2]);
+        let Seen::Before(4, Ended::Answered(reply, _)) = repeats.see(&key("a"), 4, now) else {
+            panic!("it is not remembered");
+        };
+        assert_eq!(reply.body().len(), 1);
+        let later = now + MAX_AGE + Duration::from_secs(1);
+        assert!(matches!(repeats.see(&key("a"), 5, later), Seen::New(5)));
+    }
+
+    #[test]
+    fn what_was_not_executed_may_be_tried_again() {
+        let repeats = Repeats::new();
+        let now = Instant::now();
+        let problem = Problem::new(StatusCode::BAD_GATEWAY, Hop::Upstream, "refused");
+        let failed = Ended::Failed(problem.clone(), Shares::default());
+        let unknown = Ended::Failed(problem.outcome_unknown(), Shares::default());
+        for (ended, again) in [(Some(failed), true), (None, true), (Some(unknown), false)] {
+            assert!(matches!(repeats.see(&key("a"), 1, now), Seen::New(1)));
+            assert!(repeats.end(&key("a"), ended.as_ref(), now).is_empty());
+            let seen = repeats.see(&key("a"), 2, now);
+            assert_eq!(matches!(seen, Seen::New(2)), again);
+            if again {
+                repeats.end(&key("a"), None, now);
+            }
+        }
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let repeats = Repeats::new();
+        let now = Instant::now();
+        let names = ["a", "b", "c", "d"];
+        for name in names {
+            assert!(matches!(repeats.see(&key(name), (), now), Seen::New(())));
+            repeats.end(&key(name), Some(&answered(MAX_BYTES / 3)), now);
+        }
+        let table = lock(&repeats.table);
+        assert!(table.bytes <= MAX_BYTES);
+        assert_eq!(table.entries.len(), 2, "the oldest had to go");
+        drop(table);
+        let waiting: Vec<bool> = (0..MAX_WAITING + 2)
+            .map(|_| matches!(repeats.see(&key("z"), (), now), Seen::TooMany))
+            .collect();
+        assert_eq!(waiting.iter().filter(|too_many| **too_many).count(), 1);
+    }
+
+    #[test]
+    fn only_what_may_come_again_has_a_key() {
+        let mut message = Message::default();
+        assert_eq!(Key::of(&message, None), None);
+        message.properties.correlation_data = Some(Bytes::from_static(b"x"));
+        assert_eq!(Key::of(&message, None), None, "QoS 0 comes once");
+        let first = Key::of(&message, Some(b"mine")).unwrap();
+        message.payload = Bytes::from_static(b"another body");
+        assert_ne!(Key::of(&message, Some(b"mine")).unwrap(), first);
+    }
+}
