@@ -157,7 +157,8 @@ pub fn whole_seconds(time: Duration) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
-/// The time left that a request states: `deadline-ms`, else Message Expiry Interval, else none.
+/// The time left that a request states: `deadline-ms`, unless less is left of its Message Expiry
+/// Interval.
 pub fn time_left(properties: &Properties) -> Option<Duration> {
     let stated = properties
         .user(DEADLINE_MS)
@@ -166,7 +167,11 @@ pub fn time_left(properties: &Properties) -> Option<Duration> {
     let expiry = properties
         .message_expiry_interval
         .map(|seconds| Duration::from_secs(seconds.into()));
-    stated.or(expiry)
+    match (stated, expiry) {
+        // The broker counts the second down while it holds the message, in whole seconds.
+        (Some(stated), Some(expiry)) => Some(stated.min(expiry + Duration::from_secs(1))),
+        (stated, expiry) => stated.or(expiry),
+    }
 }
 
 /// Which component an error belongs to.

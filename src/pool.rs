@@ -1,18 +1,20 @@
 //! Worker threads that grow with the load and end when idle.
 //!
-//! A job goes to a worker that is *waiting for it*, and only such a worker counts as idle: the
-//! hand-over is a channel of capacity zero, on which `try_send` succeeds only while a receiver
-//! stands ready. Counting idle workers in a variable looks simpler and is wrong: between the
-//! wake-up of a worker and its first instruction it would count as idle for the next job too,
-//! which then waits behind it.
+//! An idle worker stands in a list, and only such a worker is given a job: whoever hands it one
+//! takes it off the list in the same step. Counting idle workers in a variable looks simpler and
+//! is wrong: between the wake-up of a worker and its first instruction it would count as idle for
+//! the next job too, which then waits behind it.
+//!
+//! The worker that became idle last is the first to get a job again. So as many threads are in
+//! use as the load needs, and the others have been idle for long enough to end.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, select};
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::Result;
 use crate::threads::{self, lock};
@@ -37,44 +39,38 @@ pub struct Pool<T: Send + 'static> {
     shared: Arc<Shared<T>>,
 }
 
-#[derive(Clone)]
-struct Lanes<T> {
-    idle: Sender<T>,
-    queue: Sender<T>,
-}
-
 struct Shared<T> {
     options: PoolOptions,
-    // None once the pool is closed: closing the channels is what ends the workers. Jobs are
-    // submitted and workers end under this lock, so no job is queued for a worker that is
-    // just leaving.
-    lanes: Mutex<Option<Lanes<T>>>,
     run: Box<dyn Fn(T) + Send + Sync>,
-    idle: Receiver<T>,
-    queue: Receiver<T>,
-    workers: AtomicUsize,
-    started: AtomicUsize,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    // Those who wait for a job, the last to come at the end; each by its own channel.
+    idle: Vec<(usize, Sender<Option<T>>)>,
+    // Never filled while somebody is idle.
+    queue: VecDeque<T>,
+    workers: usize,
+    started: usize,
+    threads: Vec<JoinHandle<()>>,
+    closed: bool,
 }
 
 impl<T: Send + 'static> Pool<T> {
     /// Makes a pool that runs `run` for each job. No thread is started before the first job.
     pub fn new(options: PoolOptions, run: impl Fn(T) + Send + Sync + 'static) -> Pool<T> {
-        let (idle_sender, idle) = crossbeam_channel::bounded(0);
-        let (queue_sender, queue) = crossbeam_channel::bounded(options.queue);
         Pool {
             shared: Arc::new(Shared {
                 options,
-                lanes: Mutex::new(Some(Lanes {
-                    idle: idle_sender,
-                    queue: queue_sender,
-                })),
                 run: Box::new(run),
-                idle,
-                queue,
-                workers: AtomicUsize::new(0),
-                started: AtomicUsize::new(0),
-                threads: Mutex::new(Vec::new()),
+                state: Mutex::new(State {
+                    idle: Vec::new(),
+                    queue: VecDeque::new(),
+                    workers: 0,
+                    started: 0,
+                    threads: Vec::new(),
+                    closed: false,
+                }),
             }),
         }
     }
@@ -84,123 +80,146 @@ impl<T: Send + 'static> Pool<T> {
     /// Gives the job back when all workers are busy and the queue is full, or when the pool is
     /// closed.
     pub fn submit(&self, job: T) -> std::result::Result<(), T> {
-        let lanes = lock(&self.shared.lanes);
-        let Some(lanes) = lanes.as_ref() else {
-            return Err(job);
-        };
-        let job = match lanes.idle.try_send(job) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => job,
-        };
-        let job = match self.grow(job) {
-            Ok(()) => return Ok(()),
-            Err(job) => job,
-        };
-        if self.shared.options.queue == 0 {
+        let mut state = lock(&self.shared.state);
+        if state.closed {
             return Err(job);
         }
-        match lanes.queue.try_send(job) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Err(job),
+        if let Some((_, worker)) = state.idle.pop() {
+            drop(state);
+            // Its channel has room for one, and being off the list makes this the only sender.
+            return match worker.try_send(Some(job)) {
+                Ok(()) => Ok(()),
+                Err(refused) => refused.into_inner().map_or(Ok(()), Err),
+            };
         }
+        if state.workers < self.shared.options.max_workers {
+            return self.grow(&mut state, job);
+        }
+        if state.queue.len() < self.shared.options.queue {
+            state.queue.push_back(job);
+            return Ok(());
+        }
+        Err(job)
     }
 
-    // Called under the lock of `lanes`, so that no worker starts once the pool is closed.
-    fn grow(&self, job: T) -> std::result::Result<(), T> {
-        let shared = &self.shared;
-        if shared.workers.load(Ordering::Relaxed) >= shared.options.max_workers {
-            return Err(job);
-        }
-        shared.workers.fetch_add(1, Ordering::Relaxed);
-        let number = shared.started.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}", shared.options.name);
-        // The job travels in a slot that this side keeps, so that it comes back when the system
-        // has no thread left.
-        let slot = Arc::new(Mutex::new(Some(job)));
-        let (worker, worker_slot) = (Arc::clone(shared), Arc::clone(&slot));
-        let spawned = threads::spawn(&name, shared.options.stack_kib, move || {
-            let first = lock(&worker_slot).take();
-            work(&worker, first);
-        });
-        match spawned {
+    fn grow(&self, state: &mut State<T>, job: T) -> std::result::Result<(), T> {
+        let number = state.started;
+        let name = format!("{}-{number}", self.shared.options.name);
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let worker = Worker {
+            shared: Arc::clone(&self.shared),
+            number,
+            jobs: receiver.clone(),
+            sender: sender.clone(),
+        };
+        // Sent first, so that it can be taken back if the system has no thread left.
+        let _ = sender.try_send(Some(job));
+        match threads::spawn(&name, self.shared.options.stack_kib, move || worker.run()) {
             Ok(handle) => {
-                let mut threads = lock(&shared.threads);
+                state.started += 1;
+                state.workers += 1;
                 // Ended workers need no join; without this the list would grow for ever.
-                threads.retain(|thread| !thread.is_finished());
-                threads.push(handle);
+                state.threads.retain(|thread| !thread.is_finished());
+                state.threads.push(handle);
                 Ok(())
             }
             Err(error) => {
-                shared.workers.fetch_sub(1, Ordering::Relaxed);
-                log::warn!("{}: {}", shared.options.name, error.chain());
-                match lock(&slot).take() {
-                    Some(job) => Err(job),
-                    None => Ok(()),
-                }
+                log::warn!("{}: {}", self.shared.options.name, error.chain());
+                receiver.try_recv().ok().flatten().map_or(Ok(()), Err)
             }
         }
     }
 
     /// Whether it takes no further job.
     pub fn is_closed(&self) -> bool {
-        lock(&self.shared.lanes).is_none()
+        lock(&self.shared.state).closed
     }
 
     /// How many workers there are.
     pub fn workers(&self) -> usize {
-        self.shared.workers.load(Ordering::Relaxed)
+        lock(&self.shared.state).workers
     }
 
     /// Takes no further job, lets the workers finish those in hand and in the queue, and joins
     /// them.
     ///
-    /// Errors: a worker is still busy at `deadline` ([`Error::Thread`](crate::error::Error::Thread)); a further call waits for
-    /// it again.
+    /// Errors: a worker is still busy at `deadline`
+    /// ([`Error::Thread`](crate::error::Error::Thread)); a further call waits for it again.
     pub fn join(&self, deadline: Instant) -> Result<()> {
-        drop(lock(&self.shared.lanes).take());
-        let threads = std::mem::take(&mut *lock(&self.shared.threads));
+        let threads = {
+            let mut state = lock(&self.shared.state);
+            state.closed = true;
+            // Those who wait are told that there is nothing more to come.
+            for (_, worker) in state.idle.drain(..) {
+                let _ = worker.try_send(None);
+            }
+            std::mem::take(&mut state.threads)
+        };
         let mut first_failure = Ok(());
         for thread in threads {
             if let Err((thread, error)) = threads::try_join_until(thread, deadline) {
                 first_failure = first_failure.and(Err(error));
-                lock(&self.shared.threads).extend(thread);
+                lock(&self.shared.state).threads.extend(thread);
             }
         }
         first_failure
     }
 }
 
-fn work<T: Send + 'static>(shared: &Shared<T>, first: Option<T>) {
-    let mut next = first.or_else(|| leave(shared));
-    while let Some(job) = next {
-        // A panic is a defect of ours, yet it must cost this job only.
-        if catch_unwind(AssertUnwindSafe(|| (shared.run)(job))).is_err() {
-            log::error!("a job panicked; its worker goes on");
+struct Worker<T> {
+    shared: Arc<Shared<T>>,
+    number: usize,
+    jobs: Receiver<Option<T>>,
+    // What this worker puts into the list when it is idle.
+    sender: Sender<Option<T>>,
+}
+
+impl<T> Worker<T> {
+    fn run(self) {
+        // The first job was sent before the thread was started.
+        let mut next = self.jobs.try_recv().ok().flatten();
+        while let Some(job) = next {
+            // A panic is a defect of ours, yet it must cost this job only.
+            if catch_unwind(AssertUnwindSafe(|| (self.shared.run)(job))).is_err() {
+                log::error!("a job panicked; its worker goes on");
+            }
+            next = self.next_job();
         }
-        next = wait_for_job(shared).or_else(|| leave(shared));
     }
-}
 
-// Ends the worker's membership, unless a job was queued since it stopped waiting.
-fn leave<T>(shared: &Shared<T>) -> Option<T> {
-    let _lanes = lock(&shared.lanes);
-    let job = shared.queue.try_recv().ok();
-    if job.is_none() {
-        shared.workers.fetch_sub(1, Ordering::Relaxed);
-    }
-    job
-}
-
-fn wait_for_job<T>(shared: &Shared<T>) -> Option<T> {
-    if shared.options.queue == 0 {
-        return shared.idle.recv_timeout(shared.options.idle).ok();
-    }
-    // Both at once: with the queue looked at first and the other lane waited on after it, a job
-    // queued in between would wait although this worker is free.
-    select! {
-        recv(shared.queue) -> job => job.ok(),
-        recv(shared.idle) -> job => job.ok(),
-        default(shared.options.idle) => None,
+    // None: this worker is one no more. That is decided under the lock, so that no job is queued
+    // for it in the meantime.
+    fn next_job(&self) -> Option<T> {
+        {
+            let mut state = lock(&self.shared.state);
+            if let Some(job) = state.queue.pop_front() {
+                return Some(job);
+            }
+            if state.closed {
+                state.workers -= 1;
+                return None;
+            }
+            state.idle.push((self.number, self.sender.clone()));
+        }
+        let received = match self.jobs.recv_timeout(self.shared.options.idle) {
+            Ok(received) => received,
+            Err(_) => {
+                let mut state = lock(&self.shared.state);
+                let place = state.idle.iter().position(|(who, _)| *who == self.number);
+                if let Some(place) = place {
+                    state.idle.remove(place);
+                    state.workers -= 1;
+                    return None;
+                }
+                drop(state);
+                // Off the list: something is being sent just now.
+                self.jobs.recv().ok().flatten()
+            }
+        };
+        if received.is_none() {
+            lock(&self.shared.state).workers -= 1;
+        }
+        received
     }
 }
 
@@ -265,6 +284,29 @@ mod tests {
             }
         }
         pool.join(soon()).unwrap();
+    }
+
+    #[test]
+    fn closing_wakes_those_who_wait() {
+        let (done, on_done) = crossbeam_channel::unbounded();
+        let pool = Pool::new(options(4, 0), move |job: u32| done.send(job).unwrap());
+        for job in 0..4 {
+            pool.submit(job).unwrap();
+            on_done.recv_timeout(Duration::from_secs(10)).unwrap();
+        }
+        let limit = soon();
+        loop {
+            let state = lock(&pool.shared.state);
+            if state.idle.len() == state.workers {
+                break;
+            }
+            drop(state);
+            assert!(Instant::now() < limit, "a worker without a job is not idle");
+            std::thread::yield_now();
+        }
+        // They would wait for a minute.
+        pool.join(Instant::now() + Duration::from_secs(20)).unwrap();
+        assert_eq!(pool.workers(), 0);
     }
 
     #[test]

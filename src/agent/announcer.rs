@@ -25,6 +25,8 @@ pub(super) struct Announcer {
     topic: String,
     instance: String,
     payload: Bytes,
+    // The same, but leaving.
+    goodbye: Bytes,
     // The other agents with this id that have been heard of.
     twins: Mutex<HashSet<String>>,
     leaving: AtomicBool,
@@ -35,7 +37,7 @@ impl Announcer {
         let services = settings.services.iter();
         let names = services.clone().filter_map(|service| service.name.as_ref());
         let instance = random_id().to_string();
-        let announcement = Announcement {
+        let mut announcement = Announcement {
             id: settings.id.to_string(),
             services: names.map(ToString::to_string).collect(),
             since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
@@ -44,11 +46,15 @@ impl Announcer {
                 .map(|service| service.request_topic.to_string())
                 .collect(),
             instance: instance.clone(),
+            leaving: false,
         };
+        let payload = json!(announcement).to_string().into();
+        announcement.leaving = true;
         Announcer {
             topic: presence::topic(&settings.id),
             instance,
-            payload: json!(announcement).to_string().into(),
+            payload,
+            goodbye: json!(announcement).to_string().into(),
             twins: Mutex::default(),
             leaving: AtomicBool::new(false),
         }
@@ -63,17 +69,27 @@ impl Announcer {
         self.message(Bytes::new())
     }
 
-    /// Says that this agent is there.
+    /// Says that this agent is there; once it is leaving, that it is not.
     pub fn announce(&self, publisher: &Publisher) {
-        self.publish(publisher, self.payload.clone());
+        match self.leaving.load(Ordering::SeqCst) {
+            false => self.publish(publisher, self.payload.clone()),
+            true => self.say_goodbye(publisher),
+        }
     }
 
-    /// Says that it is going to stop, unless another agent with this id is there.
+    /// Says that it is going to stop.
     pub fn leave(&self, publisher: &Publisher) {
         self.leaving.store(true, Ordering::SeqCst);
-        if lock(&self.twins).is_empty() {
-            self.publish(publisher, Bytes::new());
-        }
+        self.say_goodbye(publisher);
+    }
+
+    // Nobody is left, or another agent with this id is: that one then announces itself.
+    fn say_goodbye(&self, publisher: &Publisher) {
+        let payload = match lock(&self.twins).is_empty() {
+            true => Bytes::new(),
+            false => self.goodbye.clone(),
+        };
+        self.publish(publisher, payload);
     }
 
     /// Takes what somebody published as this agent's presence.
@@ -90,14 +106,22 @@ impl Announcer {
             return;
         };
         let mut twins = lock(&self.twins);
-        if other.instance == self.instance || twins.len() >= MAX_TWINS {
+        if other.instance == self.instance {
+            return;
+        }
+        if other.leaving {
+            twins.remove(&other.instance);
+            drop(twins);
+            return self.announce(publisher);
+        }
+        if twins.len() >= MAX_TWINS {
             return;
         }
         if twins.insert(other.instance) {
             drop(twins);
             log::warn!(
-                "another agent has the id {} too; give each its own",
-                other.id
+                "another agent announces itself on {}; give each its own id",
+                self.topic
             );
             // So that it hears of this one. It hears once: both then know each other.
             self.announce(publisher);

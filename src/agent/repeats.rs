@@ -4,9 +4,9 @@
 //! `Idempotency-Key`. A repeat gets the same reply; while the first is still running, it waits for
 //! it. The memory is bounded in entries, bytes and age. Time is passed in.
 
-use std::collections::hash_map::DefaultHasher;
+use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
-use std::hash::{Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 const MAX_AGE: Duration = Duration::from_secs(120);
 /// How many repeats wait for one running request; further ones are dropped.
 const MAX_WAITING: usize = 16;
+/// The longest Idempotency-Key that is heeded, in bytes.
+const MAX_KEY_BYTES: usize = 255;
 /// What an entry costs besides the body of its reply, in bytes.
 const OVERHEAD: usize = 512;
 
@@ -34,18 +36,34 @@ pub(super) struct Key(Vec<u8>);
 impl Key {
     /// The key of a request, if it may come again: its Idempotency-Key together with what it asks
     /// for, else, with QoS 1, its correlation.
-    pub fn of(message: &Message, idempotency_key: Option<&[u8]>) -> Option<Key> {
+    /// `seeds` are this process's own, so that nobody can prepare two requests with one key.
+    pub fn of(
+        message: &Message,
+        idempotency_key: Option<&[u8]>,
+        seeds: &[RandomState; 2],
+    ) -> Option<Key> {
         let properties = &message.properties;
         let mut key = message.topic.clone().into_bytes();
         key.push(0);
         if let Some(given) = idempotency_key {
-            let mut hasher = DefaultHasher::new();
-            message.payload.hash(&mut hasher);
-            properties.user("method").hash(&mut hasher);
-            properties.user("target").hash(&mut hasher);
-            key.extend(hasher.finish().to_be_bytes());
+            // Who asks belongs to it too: nobody gets the reply to another's question.
+            let asker = properties.user.iter().filter(|(name, field)| {
+                let field = field.to_ascii_lowercase();
+                name == "method"
+                    || name == "target"
+                    || field.starts_with("authorization:")
+                    || field.starts_with("cookie:")
+            });
+            let asked = (
+                &message.payload,
+                &properties.content_type,
+                asker.collect::<Vec<_>>(),
+            );
+            for seed in seeds {
+                key.extend(seed.hash_one(&asked).to_be_bytes());
+            }
             key.extend(given);
-            return Some(Key(key));
+            return (given.len() <= MAX_KEY_BYTES).then_some(Key(key));
         }
         let correlation = properties.correlation_data.as_ref()?;
         (message.qos > Qos::AtMostOnce).then(|| {
@@ -202,7 +220,7 @@ mod tests {
             },
             ..Message::default()
         };
-        Key::of(&message, None).unwrap()
+        Key::of(&message, None, &Default::default()).unwrap()
     }
 
     fn answered(size: usize) -> Ended {
@@ -264,12 +282,22 @@ mod tests {
 
     #[test]
     fn only_what_may_come_again_has_a_key() {
+        let seeds = Default::default();
+        let of = |message: &Message, key: Option<&[u8]>| Key::of(message, key, &seeds);
         let mut message = Message::default();
-        assert_eq!(Key::of(&message, None), None);
+        assert_eq!(of(&message, None), None);
         message.properties.correlation_data = Some(Bytes::from_static(b"x"));
-        assert_eq!(Key::of(&message, None), None, "QoS 0 comes once");
-        let first = Key::of(&message, Some(b"mine")).unwrap();
-        message.payload = Bytes::from_static(b"another body");
-        assert_ne!(Key::of(&message, Some(b"mine")).unwrap(), first);
+        assert_eq!(of(&message, None), None, "QoS 0 comes once");
+        let mine: Option<&[u8]> = Some(b"mine");
+        let first = of(&message, mine).unwrap();
+        assert_eq!(of(&message, mine).unwrap(), first);
+        let mut other_body = message.clone();
+        other_body.payload = Bytes::from_static(b"another body");
+        assert_ne!(of(&other_body, mine).unwrap(), first);
+        let mut other_asker = message.clone();
+        let field = ("h".to_owned(), "Authorization: Bearer b".to_owned());
+        other_asker.properties.user.push(field);
+        assert_ne!(of(&other_asker, mine).unwrap(), first);
+        assert_eq!(of(&message, Some(&[b'k'; 256])), None, "too long a key");
     }
 }

@@ -1,5 +1,6 @@
 //! What the agent does with a request: take it or drop it, execute it, answer it.
 
+use std::collections::hash_map::RandomState;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,6 +46,7 @@ pub(super) struct Worker {
     upstream: Upstream,
     dropped: AtomicU64,
     repeats: Repeats<Job>,
+    seeds: [RandomState; 2],
     taken: Mutex<Taken>,
 }
 
@@ -54,6 +56,8 @@ struct LiveService {
     target: Option<Uri>,
     // Of HTTP mode: the patterns of the paths that may be called, if not all may.
     paths: Option<matchit::Router<()>>,
+    // Not everything at the upstream may be called, so no path may lead elsewhere.
+    is_below: bool,
 }
 
 // What the stop must know of the requests taken so far.
@@ -73,6 +77,7 @@ impl Worker {
             upstream,
             dropped: AtomicU64::new(0),
             repeats: Repeats::new(),
+            seeds: Default::default(),
             taken: Mutex::new(Taken {
                 last_arrival: Instant::now(),
                 last_deadline: Instant::now(),
@@ -149,7 +154,7 @@ impl Worker {
     // A request that came before gets the reply of the first, now or when there is one.
     fn unless_seen(&self, mut job: Job) -> Option<Job> {
         let idempotency_key = idempotency_key(&job.message);
-        let Some(key) = Key::of(&job.message, idempotency_key) else {
+        let Some(key) = Key::of(&job.message, idempotency_key, &self.seeds) else {
             return Some(job);
         };
         job.repeat = Some(key.clone());
@@ -202,11 +207,16 @@ impl Worker {
         let begun = Instant::now();
         let left = job.deadline.saturating_duration_since(begun);
         if left.is_zero() {
-            if let Some(key) = &job.repeat {
-                // Who repeated it waits no longer than who asked first.
-                self.repeats.end(key, None, begun);
+            self.drop_message(&job.message.topic, "its caller has stopped waiting");
+            // Who repeated it may wait for longer: the next of them is the first now.
+            let waiting = job.repeat.iter();
+            let waiting = waiting.flat_map(|key| self.repeats.end(key, None, begun));
+            for next in waiting.collect::<Vec<_>>() {
+                if let Some(next) = self.unless_seen(next) {
+                    self.work(&next);
+                }
             }
-            return self.drop_message(&job.message.topic, "its caller has stopped waiting");
+            return;
         }
         let running = Running { worker: self, job };
         let executed = match &self.settings.services[job.service].mode {
@@ -297,7 +307,7 @@ impl Worker {
             .map_err(failed)?;
         let service = &self.settings.services[job.service];
         let target = match request.uri().path() {
-            "*" => service.upstream.join("/"),
+            "*" => service.upstream.join(&format!("{path_prefix}/")),
             _ => service
                 .upstream
                 .join(&format!("{path_prefix}{}", request.uri())),
@@ -348,8 +358,7 @@ impl Worker {
     }
 }
 
-// Forgets a request that is no longer running, even if its worker panics: its repeats would wait
-// for ever. It does nothing to one that has ended.
+// Forgets a request whose worker panics: its repeats would wait for ever.
 struct Running<'a> {
     worker: &'a Worker,
     job: &'a Job,
@@ -357,7 +366,9 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if let Some(key) = &self.job.repeat {
+        if let Some(key) = &self.job.repeat
+            && std::thread::panicking()
+        {
             self.worker.repeats.abandon(key);
         }
     }
@@ -368,6 +379,7 @@ impl LiveService {
         let mut live = LiveService {
             target: None,
             paths: None,
+            is_below: service.upstream.has_path(),
         };
         match &service.mode {
             ServiceMode::Json { path, .. } => {
@@ -380,10 +392,17 @@ impl LiveService {
                 for path in &allow.paths {
                     let conflict = |error| Error::Usage(format!("the path {path:?}: {error}"));
                     paths.insert(path.as_str(), ()).map_err(conflict)?;
+                    // `{*rest}` may be empty: /public/.
+                    if let Some((before, _)) = path.split_once("{*") {
+                        let _ = paths.insert(before, ());
+                    }
                 }
                 live.paths = Some(paths);
             }
             ServiceMode::Http { .. } => {}
+        }
+        if let ServiceMode::Http { path_prefix, .. } = &service.mode {
+            live.is_below |= !path_prefix.is_empty() || live.paths.is_some();
         }
         Ok(live)
     }
@@ -398,8 +417,11 @@ impl LiveService {
             return refused(request.method().as_str());
         }
         let path = request.uri().path();
+        if self.is_below && is_devious(path) {
+            return refused(path);
+        }
         match &self.paths {
-            Some(paths) if is_devious(path) || paths.at(path).is_err() => refused(path),
+            Some(paths) if paths.at(path).is_err() => refused(path),
             _ => Ok(()),
         }
     }
@@ -426,7 +448,10 @@ fn is_devious(path: &str) -> bool {
     let decoded = percent_encoding::percent_decode_str(path).collect::<Vec<u8>>();
     let slashes = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'/').count();
     let mut segments = decoded.split(|byte| *byte == b'/');
-    segments.any(|segment| segment == b"." || segment == b"..")
+    // Some servers take `..;x` for `..`.
+    let bare =
+        |segment: &[u8]| segment.split(|byte| *byte == b';').next() == Some(b"..".as_slice());
+    segments.any(|segment| segment == b"." || segment.starts_with(b".;") || bare(segment))
         || decoded.contains(&b'\\')
         || decoded.contains(&b'%')
         || slashes(&decoded) != slashes(path.as_bytes())
@@ -466,6 +491,9 @@ mod tests {
             "/a/%2e%2e/b",
             "/a/%2E./b",
             "/a%2fb",
+            "/a/..;/b",
+            "/a/..;x=1/b",
+            "/a/.;/b",
             "/a\\b",
             "/a%5cb",
             "/a/%252e%252e/b",

@@ -133,6 +133,11 @@ impl fmt::Debug for BrokerUrl {
 pub struct UpstreamUrl(String);
 
 impl UpstreamUrl {
+    /// Whether everything is below a path of its own.
+    pub fn has_path(&self) -> bool {
+        self.0.matches('/').count() > 2
+    }
+
     /// The URL of a path below the upstream. `path` begins with a slash.
     pub fn join(&self, path: &str) -> String {
         format!("{}{path}", self.0)

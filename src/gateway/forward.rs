@@ -13,7 +13,7 @@ use super::router::Found;
 use super::{Answer, Shared, broker_away, no_agent};
 use crate::http::problem::Problem;
 use crate::http::{Client, Request, RequestId, X_REQUEST_ID};
-use crate::message::http::{read_reply, write_request};
+use crate::message::http::{read_reply, strip_hop_by_hop, write_request};
 use crate::message::{ERROR, Hop, request_properties};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -131,6 +131,8 @@ fn onward(request: &Request, peer: SocketAddr, id: &RequestId) -> Request {
     *onward.method_mut() = request.method().clone();
     let headers = onward.headers_mut();
     *headers = request.headers().clone();
+    // Before anything is added: a client must not be able to take it away again.
+    strip_hop_by_hop(headers);
     if let Some(host) = headers.remove(header::HOST) {
         headers.insert(FORWARDED_HOST, host);
     }

@@ -15,7 +15,7 @@ use crate::http::Client;
 use crate::http::problem::{Problem, RETRY_AFTER};
 use crate::link::{PublishError, Publisher, Subscription};
 use crate::logging::excerpt;
-use crate::message::{Correlation, Hop, Message, Properties, Qos, received, timing};
+use crate::message::{Correlation, ERROR, Hop, Message, Properties, Qos, received, timing};
 use crate::pending::{Completion, GaveUp, Pending};
 use crate::topic::{Id, Topic, TopicFilter};
 
@@ -144,6 +144,8 @@ impl Inboxes {
         let correlation = Bytes::copy_from_slice(&self.end_of_presence.0);
         let sent = publisher.publish(Message {
             topic: self.http.topic.to_string(),
+            // As the presences: a message with QoS 0 may overtake those with QoS 1.
+            qos: Qos::AtLeastOnce,
             properties: Properties {
                 correlation_data: Some(correlation),
                 ..Properties::default()
@@ -160,9 +162,12 @@ impl Inboxes {
         if known.update(&message.topic, &message.payload) {
             return;
         }
+        if self.is_end_of_presence(&message) {
+            return known.complete();
+        }
         log::info!(
             "Topic: {}, Message: {}",
-            message.topic,
+            excerpt(message.topic.as_bytes()),
             excerpt(&message.payload)
         );
         if message.retain {
@@ -184,11 +189,18 @@ impl Inboxes {
             Some(_) if !is_own => {
                 return self.drop_message(&topic, "a correlated reply belongs into an inbox");
             }
-            Some(Some(end)) if end == self.end_of_presence => return known.complete(),
-            Some(Some(correlation)) => inbox.pending.complete(correlation, message, Instant::now()),
+            Some(Some(correlation)) => {
+                if let Some((_, request_topic)) = &inbox.old_peers {
+                    known.answered(request_topic);
+                }
+                inbox.pending.complete(correlation, message, Instant::now())
+            }
             Some(None) => Completion::Unknown,
             None => match &inbox.old_peers {
                 None => return self.drop_message(&topic, "it carries no correlation"),
+                Some(_) if message.properties.user(ERROR).is_some() => {
+                    return self.drop_message(&topic, "it reports an error to somebody else");
+                }
                 Some((_, request_topic)) => match received(&message.payload) {
                     Ok(which) => {
                         known.answered(request_topic);
@@ -205,6 +217,11 @@ impl Inboxes {
             }
             Completion::Unknown => self.drop_message(&topic, "nobody waits for it"),
         }
+    }
+
+    fn is_end_of_presence(&self, message: &Message) -> bool {
+        let correlation = message.properties.correlation_data.as_deref();
+        correlation == Some(&self.end_of_presence.0) && message.topic == self.http.topic.as_str()
     }
 
     fn drop_message(&self, topic: &str, why: &str) {
@@ -234,6 +251,14 @@ impl Inbox {
         client: &Client<'_>,
         call: Call,
     ) -> std::result::Result<(Message, Timing), Problem> {
+        if call.deadline <= Instant::now() {
+            let detail = "the time to wait is up before the request could be sent";
+            return Err(Problem::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                Hop::Gateway,
+                detail,
+            ));
+        }
         // First the waiter, then the request: the reply must find it.
         let ticket = self
             .pending

@@ -42,7 +42,8 @@ impl Shared {
             client,
             Call {
                 topic,
-                canonical: Some(canonical),
+                // Equal requests to different topics are not equal.
+                canonical: (route.request_topic.parameters().count() == 0).then_some(canonical),
                 payload,
                 properties: request_properties(inbox.topic(), correlation, time_left),
                 qos: route.qos,

@@ -18,6 +18,10 @@ pub(crate) const FILTER: &str = "recado/agents/+/presence";
 /// peer, which announces nothing, may have taken their place.
 const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
 
+/// How many agents are taken note of, and how many bytes each may say of itself.
+const MAX_AGENTS: usize = 4096;
+const MAX_ANNOUNCEMENT: usize = 16 * 1024;
+
 /// What an agent says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Announcement {
@@ -35,6 +39,9 @@ pub(crate) struct Announcement {
     /// Tells agents apart that have the same id.
     #[serde(default)]
     pub instance: String,
+    /// This one is about to go; another with its id goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// The topic of an agent's presence.
@@ -80,21 +87,33 @@ impl Presence {
         let mut table = lock(&self.table);
         let announced = serde_json::from_slice(payload)
             .ok()
+            .filter(|_| payload.len() <= MAX_ANNOUNCEMENT)
             .filter(|announcement: &Announcement| announcement.id == id);
         match announced {
+            // Another agent with this id will say that it is there.
+            Some(announcement) if announcement.leaving => {}
+            // Anything that is neither an announcement nor empty is not to be believed.
+            None if !payload.is_empty() => {}
+            Some(_) if table.agents.len() >= MAX_AGENTS && !table.agents.contains_key(id) => {
+                log::warn!("more than {MAX_AGENTS} agents: {id} is not taken note of");
+            }
             Some(announcement) => {
                 for topic in &announcement.topics {
                     table.left.remove(topic);
                 }
-                log::info!("agent {id} is there");
-                table.agents.insert(id.to_owned(), announcement);
+                let before = table.agents.insert(id.to_owned(), announcement);
+                if before.is_none() {
+                    log::info!("agent {id} is there");
+                }
             }
-            // Empty: it left. Anything else is not to be believed.
+            // It left.
             None => {
                 if let Some(gone) = table.agents.remove(id) {
                     log::info!("agent {id} has left");
                     for topic in gone.topics {
-                        table.left.insert(topic, None);
+                        if table.left.len() < MAX_AGENTS {
+                            table.left.insert(topic, None);
+                        }
                     }
                 }
             }
@@ -191,6 +210,7 @@ mod tests {
             version: "1".into(),
             topics: topics.iter().map(|name| (*name).to_owned()).collect(),
             instance: "1".into(),
+            leaving: false,
         })
         .unwrap()
     }

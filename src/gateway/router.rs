@@ -66,7 +66,6 @@ impl Router {
             // `{*path}` alone would leave out the empty path: /agents/demo/.
             if let Some((before, _)) = route.path.split_once("{*")
                 && before.ends_with('/')
-                && before != "/"
             {
                 router.insert(before, Endpoint::Route(number))?;
             }

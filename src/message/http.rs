@@ -76,7 +76,8 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
     let method = properties
         .user(METHOD)
         .and_then(|text| Method::from_bytes(text.as_bytes()).ok())
-        .ok_or_else(|| BadRequest::new("its method is missing or not a token"))?;
+        .filter(|method| *method != Method::CONNECT)
+        .ok_or_else(|| BadRequest::new("its method is missing, not a token, or CONNECT"))?;
     let target: PathAndQuery = properties
         .user(TARGET)
         .filter(|text| text.starts_with('/') || (*text == "*" && method == Method::OPTIONS))
@@ -85,6 +86,8 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
         .ok_or_else(|| BadRequest::new("its target is missing or not a path"))?;
     let mut headers = read_headers(properties).map_err(BadRequest::new)?;
     headers.remove(header::CONTENT_LENGTH);
+    // Which host it is, the agent's settings say.
+    headers.remove(header::HOST);
     let mut request = Request::new(message.payload.clone());
     *request.method_mut() = method;
     *request.uri_mut() = target.into();
@@ -183,7 +186,8 @@ fn read_headers(properties: &Properties) -> Result<HeaderMap, String> {
         let value = value.ok_or_else(malformed)?;
         // The other side may not have stripped them.
         if name == header::CONTENT_LENGTH || !is_hop_by_hop(&name) {
-            headers.append(name, value);
+            let too_many = |_| "it has too many headers".to_owned();
+            headers.try_append(name, value).map_err(too_many)?;
         }
     }
     Ok(headers)
@@ -224,6 +228,25 @@ pub fn is_hop_by_hop(name: &HeaderName) -> bool {
             | header::TRANSFER_ENCODING
             | header::UPGRADE
     ) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
+/// Removes what is not carried, and what `Connection` says is not to be.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<String> = connection_options(headers)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    for name in listed {
+        headers.remove(name.as_str());
+    }
+    let names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_hop_by_hop(name))
+        .cloned()
+        .collect();
+    for name in names {
+        headers.remove(name);
+    }
 }
 
 // The names that `Connection` lists.
