@@ -5,6 +5,7 @@
 //! to the broker.
 
 mod announcer;
+mod live_service;
 mod repeats;
 mod reply;
 mod worker;

@@ -97,6 +97,16 @@ struct Shared {
     presence: Arc<Presence>,
 }
 
+/// A request that leads to a route.
+struct Asked<'a> {
+    route: usize,
+    found: &'a Found<'a>,
+    request: &'a Request,
+    client: &'a Client<'a>,
+    id: &'a RequestId,
+    begun: Instant,
+}
+
 /// An answer, and which share of the time was spent where.
 struct Answer {
     response: Response,
@@ -196,10 +206,20 @@ impl Shared {
                 Ok(json_response(agents.to_string().into()).into())
             }
             Endpoint::Agent => self.one_agent(found.parameter("id").unwrap_or_default()),
-            Endpoint::Route(number) => match self.router.routes()[number].mode {
-                Mode::Json { .. } => self.ask(number, found, request, client, id, begun),
-                Mode::Http => self.forward(number, found, request, client, id, begun),
-            },
+            Endpoint::Route(route) => {
+                let asked = Asked {
+                    route,
+                    found,
+                    request,
+                    client,
+                    id,
+                    begun,
+                };
+                match self.router.routes()[route].mode {
+                    Mode::Json { .. } => self.ask(&asked),
+                    Mode::Http => self.forward(&asked),
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! HTTP mode: any HTTP request to an agent, as if the service behind it were here.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -9,10 +9,9 @@ use http::{HeaderMap, StatusCode};
 
 use super::inbox::{Call, bad_reply, random_correlation};
 use super::presence::Target;
-use super::router::Found;
-use super::{Answer, Shared, broker_away, no_agent};
+use super::{Answer, Asked, Shared, broker_away, no_agent};
 use crate::http::problem::Problem;
-use crate::http::{Client, Request, RequestId, X_REQUEST_ID};
+use crate::http::{Request, RequestId, X_REQUEST_ID};
 use crate::message::http::{read_reply, strip_hop_by_hop, write_request};
 use crate::message::{ERROR, Hop, request_properties};
 
@@ -23,15 +22,15 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 impl Shared {
     /// Carries a request to an agent and its reply back.
-    pub(super) fn forward(
-        &self,
-        number: usize,
-        found: &Found<'_>,
-        request: &Request,
-        client: &Client<'_>,
-        id: &RequestId,
-        begun: Instant,
-    ) -> std::result::Result<Answer, Problem> {
+    pub(super) fn forward(&self, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
+        let Asked {
+            route: number,
+            found,
+            request,
+            client,
+            id,
+            begun,
+        } = *asked;
         let route = &self.router.routes()[number];
         refuse_upgrade(request.headers())?;
         let topic = self.router.topic(number, found)?;

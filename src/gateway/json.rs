@@ -1,29 +1,26 @@
 //! JSON mode: a question to whoever answers it, an agent of ours or any program that speaks MQTT.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use http::StatusCode;
 
 use super::inbox::{Call, bad_reply, random_correlation};
 use super::presence::Target;
-use super::router::Found;
-use super::{Answer, Shared, forward, json_response, no_agent};
+use super::{Answer, Asked, Shared, forward, json_response, no_agent};
+use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::http::{Client, Request, RequestId};
 use crate::message::{Hop, ask, canonical, read_json_reply, request_properties, wrap_response};
 
 impl Shared {
     /// Asks the body, or the word of the query, and answers with the reply.
-    pub(super) fn ask(
-        &self,
-        number: usize,
-        found: &Found<'_>,
-        request: &Request,
-        client: &Client<'_>,
-        id: &RequestId,
-        begun: Instant,
-    ) -> std::result::Result<Answer, Problem> {
+    pub(super) fn ask(&self, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
+        let Asked {
+            route: number,
+            found,
+            request,
+            client,
+            id,
+            begun,
+        } = *asked;
         let route = &self.router.routes()[number];
         let topic = self.router.topic(number, found)?;
         if self.publisher.ready().is_ok()

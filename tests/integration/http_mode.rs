@@ -1,12 +1,10 @@
 use std::net::SocketAddr;
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
-use recado::config::{Allow, HttpLimits, ServiceMode};
+use http::{HeaderName, HeaderValue, StatusCode};
+use recado::config::HttpLimits;
 use recado::http::{Client, Front, Request, Response, guarded};
 
 use crate::support::http::{Answer, Connection, get};
@@ -21,12 +19,11 @@ on_each_broker!(
     a_mebibyte_each_way,
     who_is_there_is_known,
     a_killed_agent_is_absent_at_once_and_back_when_it_returns,
-    agents_share_a_service,
     agents_with_the_same_id_do_not_hide_each_other,
 );
 
 /// A service with everything that HTTP has: whatever is asked of it is in its answer.
-fn answer(request: Request, _: &Client<'_>) -> Response {
+pub fn answer(request: Request, _: &Client<'_>) -> Response {
     let path = request.uri().path().to_owned();
     let mut response = Response::new(Bytes::new());
     let headers = response.headers_mut();
@@ -77,7 +74,7 @@ fn answer(request: Request, _: &Client<'_>) -> Response {
     response
 }
 
-fn start_upstream() -> Box<dyn Front> {
+pub fn start_upstream() -> Box<dyn Front> {
     let listener = TcpListener::bind(local(0)).unwrap();
     let limits = HttpLimits {
         max_body_bytes: 4 * 1024 * 1024,
@@ -86,11 +83,11 @@ fn start_upstream() -> Box<dyn Front> {
     Box::new(guarded::start(listener, limits, answer).unwrap())
 }
 
-fn stop(front: Box<dyn Front>) {
+pub fn stop(front: Box<dyn Front>) {
     front.stop(Instant::now() + PATIENCE).unwrap();
 }
 
-fn ask(address: SocketAddr, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
+pub fn ask(address: SocketAddr, method: &str, target: &str, fields: &str, body: &[u8]) -> Answer {
     let mut client = Connection::open(address);
     let length = match body.len() {
         0 => String::new(),
@@ -329,89 +326,6 @@ fn a_killed_agent_is_absent_at_once_and_back_when_it_returns(kind: Kind) {
     stop(upstream);
 }
 
-fn agents_share_a_service(kind: Kind) {
-    let broker = TestBroker::start(kind);
-    let gateways = [start_gateway(&broker), start_gateway(&broker)];
-    let counters: [Arc<AtomicUsize>; 3] = Default::default();
-    let mut agents = Vec::new();
-    let mut upstreams = Vec::new();
-    for (number, counter) in counters.iter().enumerate() {
-        let counted = Arc::clone(counter);
-        let handler = move |request: Request, client: &Client<'_>| {
-            counted.fetch_add(1, Ordering::SeqCst);
-            answer(request, client)
-        };
-        let listener = TcpListener::bind(local(0)).unwrap();
-        let upstream = guarded::start(listener, HttpLimits::default(), handler).unwrap();
-        let file = format!(
-            "id = \"agent-{number}\"\nupstream = \"http://{}\"\n[[service]]\nname = \"web\"\nmode = \"http\"\n",
-            upstream.address()
-        );
-        agents.push(start_agent_with(settings_of(&broker, &file)));
-        upstreams.push(upstream);
-    }
-    for gateway in &gateways {
-        wait_until("all agents are there", || {
-            get(gateway.address(), "/agents").json()["agents"]
-                .as_array()
-                .unwrap()
-                .len()
-                == 3
-        });
-    }
-    std::thread::scope(|scope| {
-        for caller in 0..8 {
-            let address = gateways[caller % 2].address();
-            scope.spawn(move || {
-                for number in 0..50 {
-                    let body = format!("{caller}-{number}");
-                    let echoed = ask(address, "POST", "/services/web/mirror", "", body.as_bytes());
-                    assert_eq!(echoed.text(), body);
-                }
-            });
-        }
-    });
-    let executed: Vec<usize> = counters
-        .iter()
-        .map(|count| count.load(Ordering::SeqCst))
-        .collect();
-    assert_eq!(
-        executed.iter().sum::<usize>(),
-        400,
-        "each once: {executed:?}"
-    );
-    assert!(
-        executed.iter().all(|count| *count > 0),
-        "shared: {executed:?}"
-    );
-    for gateway in gateways {
-        gateway.stop().unwrap();
-    }
-    for agent in agents {
-        agent.stop().unwrap();
-    }
-    for upstream in upstreams {
-        stop(Box::new(upstream));
-    }
-}
-
-/// Settings of an agent as a file would give them.
-fn settings_of(broker: &TestBroker, text: &str) -> recado::config::AgentSettings {
-    static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-    let name = format!("recado-agent-{}-{number}.toml", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    std::fs::write(&path, text).unwrap();
-    let flags = recado::cli::Agent {
-        broker: Some(broker.url()),
-        config: Some(path.clone()),
-        ..recado::cli::Agent::default()
-    };
-    let settings = recado::config::AgentSettings::load(&flags).unwrap();
-    std::fs::remove_file(path).unwrap();
-    settings
-}
-
 fn agents_with_the_same_id_do_not_hide_each_other(kind: Kind) {
     let broker = TestBroker::start(kind);
     let upstream = start_upstream();
@@ -425,48 +339,6 @@ fn agents_with_the_same_id_do_not_hide_each_other(kind: Kind) {
     }
     gateway.stop().unwrap();
     first.stop().unwrap();
-    stop(upstream);
-}
-
-#[test]
-fn only_what_is_allowed_reaches_the_upstream() {
-    let broker = TestBroker::start(Kind::Embedded);
-    let upstream = start_upstream();
-    let mut settings = agent_settings(&broker.url(), upstream.address());
-    settings.services[1].mode = ServiceMode::Http {
-        path_prefix: "/app".into(),
-        allow: Allow {
-            methods: vec![Method::GET],
-            paths: vec!["/public/{*rest}".into(), "/status".into()],
-        },
-    };
-    let agent = start_agent_with(settings);
-    let gateway = start_gateway(&broker);
-    let allowed = get(gateway.address(), "/agents/demo/public/a?b");
-    assert!(
-        allowed.text().starts_with("GET /app/public/a?b\n"),
-        "{}",
-        allowed.text()
-    );
-    assert_eq!(get(gateway.address(), "/agents/demo/status").status, 200);
-    for path in [
-        "/",
-        "/private",
-        "/public",
-        "/public/../private",
-        "/public/%2e%2e/private",
-        "/public%2fa",
-        "/status/x",
-    ] {
-        let refused = get(gateway.address(), &format!("/agents/demo{path}"));
-        assert_eq!(refused.status, 403, "{path}");
-        assert_eq!(refused.json()["hop"], "agent");
-        assert_eq!(refused.json()["outcome"], "not-executed");
-    }
-    let refused = ask(gateway.address(), "POST", "/agents/demo/status", "", b"");
-    assert_eq!(refused.status, 403);
-    gateway.stop().unwrap();
-    agent.stop().unwrap();
     stop(upstream);
 }
 
@@ -524,43 +396,4 @@ fn fields_about_the_upstreams_connection_stay_there() {
     server.join().unwrap();
     gateway.stop().unwrap();
     agent.stop().unwrap();
-}
-
-#[test]
-fn a_repeated_request_is_executed_once() {
-    let broker = TestBroker::start(Kind::Embedded);
-    let executed = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&executed);
-    let handler = move |request: Request, client: &Client<'_>| {
-        counted.fetch_add(1, Ordering::SeqCst);
-        answer(request, client)
-    };
-    let listener = TcpListener::bind(local(0)).unwrap();
-    let upstream = guarded::start(listener, HttpLimits::default(), handler).unwrap();
-    let agent = start_agent(&broker, upstream.address());
-    let gateway = start_gateway(&broker);
-    let post = |key: &str, body: &[u8]| {
-        let fields = format!("Idempotency-Key: {key}\r\n");
-        let answer = ask(
-            gateway.address(),
-            "POST",
-            "/agents/demo/mirror",
-            &fields,
-            body,
-        );
-        assert_eq!((answer.status, answer.body.as_slice()), (200, body));
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| post("one", b"body"));
-        }
-    });
-    post("one", b"body");
-    assert_eq!(executed.load(Ordering::SeqCst), 1);
-    post("two", b"body");
-    post("one", b"another body");
-    assert_eq!(executed.load(Ordering::SeqCst), 3);
-    gateway.stop().unwrap();
-    agent.stop().unwrap();
-    stop(Box::new(upstream));
 }

@@ -29,6 +29,8 @@ mod life;
 mod odd_messages;
 /// Programs that speak MQTT 3.1.1, as requester and as agent.
 mod old_peers;
+/// What an agent's services let through, share and execute once.
+mod services;
 /// Flags, environment, files and exit codes.
 mod settings;
 /// Stopping without dropping what was accepted.
