@@ -159,7 +159,7 @@ impl Inboxes {
 
     /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
     pub fn receive(&self, message: Message, known: &Presence) {
-        if known.update(&message.topic, &message.payload) {
+        if known.update(&message.topic, &message.payload, Instant::now()) {
             return;
         }
         if self.is_end_of_presence(&message) {
@@ -191,7 +191,7 @@ impl Inboxes {
             }
             Some(Some(correlation)) => {
                 if let Some((_, request_topic)) = &inbox.old_peers {
-                    known.answered(request_topic);
+                    known.answered(request_topic, Instant::now());
                 }
                 inbox.pending.complete(correlation, message, Instant::now())
             }
@@ -203,7 +203,7 @@ impl Inboxes {
                 }
                 Some((_, request_topic)) => match received(&message.payload) {
                     Ok(which) => {
-                        known.answered(request_topic);
+                        known.answered(request_topic, Instant::now());
                         inbox.pending.complete_oldest(&which, message)
                     }
                     Err(bad) => return self.drop_message(&topic, &bad.to_string()),

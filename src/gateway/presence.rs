@@ -18,6 +18,9 @@ pub(crate) const FILTER: &str = "recado/agents/+/presence";
 /// peer, which announces nothing, may have taken their place.
 const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
 
+/// How long an agent that has left may go on answering.
+const LEAVING: Duration = Duration::from_secs(4);
+
 /// How many agents are taken note of, and how many bytes each may say of itself.
 const MAX_AGENTS: usize = 4096;
 const MAX_ANNOUNCEMENT: usize = 16 * 1024;
@@ -60,8 +63,11 @@ struct Table {
     agents: BTreeMap<String, Announcement>,
     // The broker has delivered all that there was at the time of the subscription.
     complete: bool,
-    // Topics whose agents were there and left, and when a request was last let through.
-    left: BTreeMap<String, Option<Instant>>,
+    // Topics whose agents were there and left: when a request was last let through, or else when
+    // the last agent left.
+    left: BTreeMap<String, Instant>,
+    // When the last agent left.
+    left_since: Option<Instant>,
 }
 
 /// Whether a request finds anybody.
@@ -77,7 +83,7 @@ pub(super) enum Target {
 
 impl Presence {
     /// Takes a presence message. Returns whether it was one.
-    pub fn update(&self, topic: &str, payload: &[u8]) -> bool {
+    pub fn update(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
         let id = topic
             .strip_prefix("recado/agents/")
             .and_then(|rest| rest.strip_suffix("/presence"));
@@ -110,9 +116,10 @@ impl Presence {
             None => {
                 if let Some(gone) = table.agents.remove(id) {
                     log::info!("agent {id} has left");
+                    table.left_since = Some(now);
                     for topic in gone.topics {
                         if table.left.len() < MAX_AGENTS {
-                            table.left.insert(topic, None);
+                            table.left.insert(topic, now);
                         }
                     }
                 }
@@ -166,28 +173,22 @@ impl Presence {
         }
         match table.left.get_mut(topic.as_str()) {
             None => Target::There,
-            Some(tried) => match tried {
-                Some(last) if now.saturating_duration_since(*last) < BENEFIT_OF_DOUBT => {
-                    Target::Absent
-                }
-                None => {
-                    *tried = Some(now);
-                    Target::Absent
-                }
-                Some(_) => {
-                    *tried = Some(now);
-                    Target::There
-                }
-            },
+            Some(last) if now.saturating_duration_since(*last) < BENEFIT_OF_DOUBT => Target::Absent,
+            Some(last) => {
+                *last = now;
+                Target::There
+            }
         }
     }
 
-    /// Somebody who had not announced itself has answered a request on this topic.
-    pub fn answered(&self, topic: &Topic) {
+    /// Somebody has answered a request on this topic: an agent that is just leaving answers what
+    /// it has in hand, but later than that it must be one that has not announced itself.
+    pub fn answered(&self, topic: &Topic, now: Instant) {
         let mut table = lock(&self.table);
-        if !table.left.is_empty() {
-            table.left.remove(topic.as_str());
+        if table.left.is_empty() || table.left_since.is_some_and(|since| now < since + LEAVING) {
+            return;
         }
+        table.left.remove(topic.as_str());
     }
 }
 
@@ -222,15 +223,16 @@ mod tests {
     #[test]
     fn who_is_known_is_there_until_it_leaves() {
         let presence = Presence::default();
+        let now = Instant::now();
         let requests = topic("recado/agents/demo/request");
         assert_eq!(presence.http_target(&requests), Target::NotKnownYet);
         presence.complete();
         assert_eq!(presence.http_target(&requests), Target::Absent);
         let at = "recado/agents/demo/presence";
-        assert!(presence.update(at, &announcement("demo", &[requests.as_str()])));
+        assert!(presence.update(at, &announcement("demo", &[requests.as_str()]), now));
         assert_eq!(presence.http_target(&requests), Target::There);
         assert_eq!(presence.http_target(&topic("x/y")), Target::Absent);
-        assert!(presence.update(at, b""));
+        assert!(presence.update(at, b"", now));
         assert_eq!(presence.http_target(&requests), Target::Absent);
         presence.forget();
         assert_eq!(presence.http_target(&requests), Target::NotKnownYet);
@@ -239,11 +241,12 @@ mod tests {
     #[test]
     fn garbage_announces_nobody() {
         let presence = Presence::default();
+        let now = Instant::now();
         for payload in [&b"x"[..], b"{}", b"null", &announcement("other", &[])] {
-            assert!(presence.update("recado/agents/demo/presence", payload));
+            assert!(presence.update("recado/agents/demo/presence", payload, now));
         }
-        assert!(!presence.update("recado/agents/a b/presence", &announcement("a b", &[])));
-        assert!(!presence.update("somewhere/else", b""));
+        assert!(!presence.update("recado/agents/a b/presence", &announcement("a b", &[]), now));
+        assert!(!presence.update("somewhere/else", b"", now));
         assert!(presence.agents().is_empty());
     }
 
@@ -255,14 +258,20 @@ mod tests {
         let at = "recado/agents/demo/presence";
         let ping = topic("api/ping/request");
         assert_eq!(presence.json_target(&ping, now), Target::There);
-        presence.update(at, &announcement("demo", &[ping.as_str()]));
-        presence.update(at, b"");
+        presence.update(at, &announcement("demo", &[ping.as_str()]), now);
+        presence.update(at, b"", now);
         assert_eq!(presence.json_target(&ping, now), Target::Absent);
         assert_eq!(presence.json_target(&topic("other"), now), Target::There);
         let later = now + BENEFIT_OF_DOUBT;
         assert_eq!(presence.json_target(&ping, later), Target::There);
         assert_eq!(presence.json_target(&ping, later), Target::Absent);
-        presence.answered(&ping);
+        presence.answered(&ping, now);
+        assert_eq!(
+            presence.json_target(&ping, later),
+            Target::Absent,
+            "a last reply"
+        );
+        presence.answered(&ping, later);
         assert_eq!(presence.json_target(&ping, later), Target::There);
     }
 }
