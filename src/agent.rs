@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::config::{AgentSettings, Service};
 use crate::error::Result;
 use crate::gateway::{packet_limit, random_id};
-use crate::link::{Link, LinkEvent, LinkOptions, Subscription};
+use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Subscription};
 use crate::message::Qos;
 use crate::pool::{Pool, PoolOptions};
 use crate::topic::{Topic, TopicFilter};
@@ -64,6 +64,14 @@ impl Agent {
                 presence.heard(publisher, &message.payload);
             }
             LinkEvent::Message(message) => intake.take(publisher, &places, message),
+            LinkEvent::Written => presence.catch_up(publisher),
+            LinkEvent::Acknowledged(acknowledgement) => {
+                if let Delivery::Refused(reason) = acknowledgement.delivery {
+                    let topic = acknowledgement.topic;
+                    log::warn!("the broker refused a message on {topic}: {reason}");
+                }
+                presence.catch_up(publisher);
+            }
             _ => {}
         })?;
         Ok(Agent {

@@ -10,7 +10,7 @@ use crate::cli;
 use crate::config::broker_url;
 use crate::error::{Error, Result};
 use crate::gateway::random_id;
-use crate::link::{Link, LinkEvent, LinkOptions, Publisher, Subscription};
+use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription};
 use crate::logging::printable;
 use crate::message::{Message, Qos};
 use crate::threads::{SignalThread, stop_signal};
@@ -163,9 +163,12 @@ pub fn publish(flags: &cli::ClientB) -> Result<()> {
                 None => Err(failed(reason)),
             },
             LinkEvent::Written => Ok(()),
-            LinkEvent::Acknowledged(result) => {
-                result.map_err(|reason| failed(format!("the broker refused it: {reason}")))
-            }
+            LinkEvent::Acknowledged(answer) => match answer.delivery {
+                Delivery::Taken | Delivery::NobodySubscribed => Ok(()),
+                Delivery::Refused(reason) => {
+                    Err(failed(format!("the broker refused it: {reason}")))
+                }
+            },
             _ => return,
         };
         let _ = on_end.try_send(result);

@@ -8,6 +8,7 @@ mod forward;
 mod inbox;
 mod json;
 pub(crate) mod presence;
+mod probe;
 mod router;
 
 use std::net::{SocketAddr, TcpListener};
@@ -144,8 +145,10 @@ impl Shared {
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as gateway {id}");
-                received.ask_for_the_end_of_presence(publisher);
+                known.connected(publisher.offer().retain);
+                received.probe(publisher);
             }
+            LinkEvent::Acknowledged(acknowledgement) => received.acknowledged(&acknowledgement),
             LinkEvent::Message(message) => received.receive(message, &known),
             LinkEvent::Down(_) => known.forget(),
             _ => {}
@@ -238,10 +241,13 @@ impl Shared {
         self.publisher.ready().map_err(|why| broker_away(&why))?;
         match self.presence.is_complete() {
             true => Ok(()),
-            false => Err(broker_away(
-                "the broker has not said yet which agents are there",
-            )),
+            false => Err(self.not_known_yet()),
         }
+    }
+
+    fn not_known_yet(&self) -> Problem {
+        self.inboxes.probe_again(&self.publisher);
+        broker_away("the broker has not said yet which agents are there")
     }
 }
 

@@ -19,15 +19,16 @@
 //!   ends when the broker has closed the connection.
 
 mod driver;
+mod outgoing;
 mod wire;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::Receiver;
 use rumqttc::v5::{Client, ClientError};
 
@@ -37,10 +38,7 @@ use crate::message::{Message, Properties, Qos};
 use crate::threads::{self, StopTrigger, lock};
 use crate::topic::{Id, TopicFilter};
 use driver::Driver;
-
-/// Once a message has waited this long to be written, the connection counts as stalled, and no
-/// further one is queued behind it.
-const STALLED: Duration = Duration::from_secs(1);
+use outgoing::Outgoing;
 
 /// What a link connects to, and as whom.
 #[derive(Debug, Clone)]
@@ -104,7 +102,38 @@ pub enum LinkEvent {
     /// A QoS 0 message was written to the connection.
     Written,
     /// The broker acknowledged a QoS 1 or 2 message, or refused it.
-    Acknowledged(std::result::Result<(), String>),
+    Acknowledged(Acknowledgement),
+}
+
+/// What the broker said to a message with QoS 1 or 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// The message's topic.
+    pub topic: String,
+    /// The message's correlation data.
+    pub correlation_data: Option<Bytes>,
+    /// What became of it.
+    pub delivery: Delivery,
+}
+
+/// What became of a message, as the broker says (MQTT 5, section 3.4.2.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delivery {
+    /// The broker has it.
+    Taken,
+    /// The broker has it, and knows nobody to give it to (reason code 0x10).
+    NobodySubscribed,
+    /// The broker refused it, for this reason.
+    Refused(String),
+}
+
+/// What the broker says at connect that it does; everything while there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// The highest quality of service that it takes messages with.
+    pub max_qos: Qos,
+    /// Whether it keeps retained messages.
+    pub retain: bool,
 }
 
 /// Why a message could not be published. Nothing was sent.
@@ -156,48 +185,6 @@ struct Shared {
     quiet: AtomicBool,
 }
 
-/// What was queued and has not been written yet, and what was written and not acknowledged.
-///
-/// rumqttc holds messages back while the broker takes none or acknowledges none, and would send
-/// them late. So nothing more is queued than it can send at once.
-#[derive(Default)]
-struct Outgoing {
-    // When each was queued, oldest first.
-    queued: VecDeque<Instant>,
-    // QoS 1 and 2, from queueing to acknowledgement.
-    unacknowledged: usize,
-}
-
-impl Outgoing {
-    fn add(&mut self, qos: Qos, limits: &BrokerLimits) -> std::result::Result<(), PublishError> {
-        let stalled = self
-            .queued
-            .front()
-            .is_some_and(|since| since.elapsed() > STALLED);
-        let acknowledged = qos == Qos::AtMostOnce || self.unacknowledged < limits.inflight;
-        if stalled || !acknowledged {
-            return Err(PublishError::Busy);
-        }
-        self.queued.push_back(Instant::now());
-        self.unacknowledged += usize::from(qos != Qos::AtMostOnce);
-        Ok(())
-    }
-
-    // The one that was added last could not be queued.
-    fn take_back(&mut self, qos: Qos) {
-        self.queued.pop_back();
-        self.unacknowledged -= usize::from(qos != Qos::AtMostOnce);
-    }
-
-    fn written(&mut self) {
-        self.queued.pop_front();
-    }
-
-    fn acknowledged(&mut self) {
-        self.unacknowledged = self.unacknowledged.saturating_sub(1);
-    }
-}
-
 impl Shared {
     fn read_gate(&self) -> RwLockReadGuard<'_, Gate> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
@@ -235,7 +222,7 @@ impl Publisher {
         };
         wire::check(&message, limits)?;
         let mut outgoing = lock(&self.shared.outgoing);
-        outgoing.add(message.qos, limits)?;
+        outgoing.add(&message, limits)?;
         let Message {
             topic,
             payload,
@@ -261,7 +248,7 @@ impl Publisher {
         // Still under the gate's read lock: what was queued now is thrown away if the connection
         // is lost, never sent on the next one.
         result.map_err(|_| {
-            outgoing.take_back(qos);
+            outgoing.take_back();
             PublishError::Busy
         })
     }
@@ -273,6 +260,20 @@ impl Publisher {
             return;
         }
         let _ = self.shared.client.try_ack(&wire::to_publish(message));
+    }
+
+    /// What the broker does.
+    pub fn offer(&self) -> Offer {
+        match &*self.shared.read_gate() {
+            Gate::Open(limits) => Offer {
+                max_qos: limits.max_qos,
+                retain: limits.retain,
+            },
+            Gate::Closed(_) => Offer {
+                max_qos: Qos::ExactlyOnce,
+                retain: true,
+            },
+        }
     }
 
     /// Whether a message can be published now; if not, why.

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::config::AgentSettings;
 use crate::gateway::presence::{self, Announcement};
 use crate::gateway::random_id;
-use crate::link::Publisher;
+use crate::link::{PublishError, Publisher};
 use crate::message::{Message, Qos};
 use crate::threads::lock;
 
@@ -30,6 +30,8 @@ pub(super) struct Announcer {
     // The other agents with this id that have been heard of.
     twins: Mutex<HashSet<String>>,
     leaving: AtomicBool,
+    // The last announcement could not be sent.
+    owed: AtomicBool,
 }
 
 impl Announcer {
@@ -57,6 +59,7 @@ impl Announcer {
             goodbye: json!(announcement).to_string().into(),
             twins: Mutex::default(),
             leaving: AtomicBool::new(false),
+            owed: AtomicBool::new(false),
         }
     }
 
@@ -128,9 +131,25 @@ impl Announcer {
         }
     }
 
+    /// Says once more what could not be sent. To be called when something was written.
+    pub fn catch_up(&self, publisher: &Publisher) {
+        if self.owed.swap(false, Ordering::SeqCst) {
+            self.announce(publisher);
+        }
+    }
+
     fn publish(&self, publisher: &Publisher, payload: Bytes) {
-        if let Err(why) = publisher.publish(self.message(payload)) {
-            log::warn!("can't announce on {}: {why}", self.topic);
+        let offer = publisher.offer();
+        let wished = self.message(payload);
+        let sent = publisher.publish(Message {
+            qos: wished.qos.min(offer.max_qos),
+            retain: offer.retain,
+            ..wished
+        });
+        match sent {
+            Ok(()) => {}
+            Err(PublishError::Busy) => self.owed.store(true, Ordering::SeqCst),
+            Err(why) => log::warn!("can't announce on {}: {why}", self.topic),
         }
     }
 

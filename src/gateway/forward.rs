@@ -38,11 +38,7 @@ impl Shared {
         match self.presence.http_target(&topic) {
             Target::There => {}
             Target::Absent => return Err(no_agent(topic.as_str())),
-            Target::NotKnownYet => {
-                return Err(broker_away(
-                    "the broker has not said yet which agents are there",
-                ));
-            }
+            Target::NotKnownYet => return Err(self.not_known_yet()),
         }
         let target = self.router.target(number, request);
         let target: PathAndQuery = target.parse().map_err(|_| {

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::broker_away;
 use super::presence::{self, Presence};
+use super::probe::Probe;
 use super::router::Router;
+use super::{broker_away, no_agent};
 use crate::config::GatewaySettings;
 use crate::error::{Error, Result};
 use crate::http::Client;
 use crate::http::problem::{Problem, RETRY_AFTER};
-use crate::link::{PublishError, Publisher, Subscription};
+use crate::link::{Acknowledgement, Delivery, PublishError, Publisher, Subscription};
 use crate::logging::excerpt;
 use crate::message::{Correlation, ERROR, Hop, Message, Properties, Qos, received, timing};
 use crate::pending::{Completion, GaveUp, Pending};
@@ -28,8 +29,7 @@ pub(super) struct Inboxes {
     // for all HTTP routes.
     json: Vec<(usize, Inbox)>,
     http: Inbox,
-    // The correlation of the message that marks the end of the presences known at connect.
-    end_of_presence: Correlation,
+    probe: Probe,
     dropped: AtomicU64,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Inbox {
     topic: Topic,
     // Where peers that know no Response Topic answer, and what they answer to.
     old_peers: Option<(Topic, Topic)>,
-    pending: Pending<Message>,
+    pending: Pending<std::result::Result<Message, Problem>>,
     max_body_bytes: usize,
 }
 
@@ -99,11 +99,11 @@ impl Inboxes {
             let old_peers = Some((response_topic.clone(), request_topic));
             Ok((number, inbox(format!("{response_topic}/{id}"), old_peers)?))
         });
+        let correlation = || random_correlation().map_err(|problem| Error::Usage(problem.detail));
         Ok(Inboxes {
             json: json.collect::<Result<_>>()?,
             http: inbox(format!("recado/gateways/{id}/response"), None)?,
-            end_of_presence: random_correlation()
-                .map_err(|problem| Error::Usage(problem.detail))?,
+            probe: Probe::new(correlation()?, correlation()?),
             dropped: AtomicU64::new(0),
         })
     }
@@ -138,22 +138,37 @@ impl Inboxes {
         self.json.iter().map(|(_, inbox)| inbox).chain([&self.http])
     }
 
-    /// Sends a message to this gateway itself, behind the retained presences that the broker is
-    /// just sending: when it comes back, they are all here.
-    pub fn ask_for_the_end_of_presence(&self, publisher: &Publisher) {
-        let correlation = Bytes::copy_from_slice(&self.end_of_presence.0);
-        let sent = publisher.publish(Message {
-            topic: self.http.topic.to_string(),
-            // As the presences: a message with QoS 0 may overtake those with QoS 1.
-            qos: Qos::AtLeastOnce,
-            properties: Properties {
-                correlation_data: Some(correlation),
-                ..Properties::default()
-            },
-            ..Message::default()
-        });
-        if let Err(why) = sent {
-            log::warn!("can't ask which agents are there: {why}");
+    /// Asks the broker what a new connection must know.
+    pub fn probe(&self, publisher: &Publisher) {
+        self.probe.ask(publisher, &self.http.topic);
+    }
+
+    /// Asks once more, if that took too long.
+    pub fn probe_again(&self, publisher: &Publisher) {
+        self.probe.ask_again(publisher, &self.http.topic);
+    }
+
+    /// Takes what the broker said to a request with QoS 1: who waits for a reply to one that
+    /// reached nobody need not wait any longer. Runs on the mqtt thread.
+    pub fn acknowledged(&self, acknowledgement: &Acknowledgement) {
+        if self.probe.acknowledged(acknowledgement) {
+            return;
+        }
+        let topic = &acknowledgement.topic;
+        let problem = match &acknowledgement.delivery {
+            Delivery::NobodySubscribed if self.probe.tells_absence() => no_agent(topic),
+            Delivery::Taken | Delivery::NobodySubscribed => return,
+            Delivery::Refused(reason) => {
+                let detail = format!("the broker refused the request on {topic}: {reason}");
+                Problem::new(StatusCode::BAD_GATEWAY, Hop::Broker, detail)
+            }
+        };
+        let correlation = acknowledgement.correlation_data.as_deref();
+        if let Some(correlation) = correlation.and_then(Correlation::from_bytes) {
+            for inbox in self.all() {
+                let refused = Err(problem.clone());
+                inbox.pending.complete(correlation, refused, Instant::now());
+            }
         }
     }
 
@@ -162,7 +177,7 @@ impl Inboxes {
         if known.update(&message.topic, &message.payload, Instant::now()) {
             return;
         }
-        if self.is_end_of_presence(&message) {
+        if self.probe.is_back(&message, &self.http.topic) {
             return known.complete();
         }
         log::info!(
@@ -193,7 +208,9 @@ impl Inboxes {
                 if let Some((_, request_topic)) = &inbox.old_peers {
                     known.answered(request_topic, Instant::now());
                 }
-                inbox.pending.complete(correlation, message, Instant::now())
+                inbox
+                    .pending
+                    .complete(correlation, Ok(message), Instant::now())
             }
             Some(None) => Completion::Unknown,
             None => match &inbox.old_peers {
@@ -204,7 +221,7 @@ impl Inboxes {
                 Some((_, request_topic)) => match received(&message.payload) {
                     Ok(which) => {
                         known.answered(request_topic, Instant::now());
-                        inbox.pending.complete_oldest(&which, message)
+                        inbox.pending.complete_oldest(&which, Ok(message))
                     }
                     Err(bad) => return self.drop_message(&topic, &bad.to_string()),
                 },
@@ -217,11 +234,6 @@ impl Inboxes {
             }
             Completion::Unknown => self.drop_message(&topic, "nobody waits for it"),
         }
-    }
-
-    fn is_end_of_presence(&self, message: &Message) -> bool {
-        let correlation = message.properties.correlation_data.as_deref();
-        correlation == Some(&self.end_of_presence.0) && message.topic == self.http.topic.as_str()
     }
 
     fn drop_message(&self, topic: &str, why: &str) {
@@ -280,7 +292,7 @@ impl Inbox {
             .map_err(|gave_up| match gave_up {
                 GaveUp::TimedOut => no_reply(call.timeout),
                 GaveUp::Unwanted => hung_up(),
-            })?;
+            })??;
         if reply.payload.len() > self.max_body_bytes {
             let limit = self.max_body_bytes;
             let detail = format!("the agent's reply is larger than {limit} bytes");

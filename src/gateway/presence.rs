@@ -63,6 +63,8 @@ struct Table {
     agents: BTreeMap<String, Announcement>,
     // The broker has delivered all that there was at the time of the subscription.
     complete: bool,
+    // It keeps no retained messages, so who was there before is not known and never will be.
+    forgetful: bool,
     // Topics whose agents were there and left: when a request was last let through, or else when
     // the last agent left.
     left: BTreeMap<String, Instant>,
@@ -128,6 +130,11 @@ impl Presence {
         true
     }
 
+    /// There is a connection, to a broker that keeps retained messages or doesn't.
+    pub fn connected(&self, retains: bool) {
+        lock(&self.table).forgetful = !retains;
+    }
+
     /// The broker has said all that it knows.
     pub fn complete(&self) {
         lock(&self.table).complete = true;
@@ -159,6 +166,7 @@ impl Presence {
         let table = lock(&self.table);
         match (table.serves(topic.as_str()), table.complete) {
             (true, _) => Target::There,
+            (false, true) if table.forgetful => Target::There,
             (false, true) => Target::Absent,
             (false, false) => Target::NotKnownYet,
         }
@@ -236,6 +244,9 @@ mod tests {
         assert_eq!(presence.http_target(&requests), Target::Absent);
         presence.forget();
         assert_eq!(presence.http_target(&requests), Target::NotKnownYet);
+        presence.connected(false);
+        presence.complete();
+        assert_eq!(presence.http_target(&requests), Target::There);
     }
 
     #[test]

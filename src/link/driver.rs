@@ -8,14 +8,15 @@ use crossbeam_channel::Sender;
 use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnAckProperties, Filter, Packet, PubAckReason, PubCompReason, PubRecReason, Publish,
-    RetainForwardRule, SubscribeReasonCode,
+    ConnAck, ConnAckProperties, ConnectReturnCode, Filter, Packet, PubAckReason, PubCompReason,
+    PubRecReason, Publish, RetainForwardRule, SubscribeReasonCode,
 };
-use rumqttc::v5::{Connection, ConnectionError, Event, MqttState, StateError};
+use rumqttc::v5::{Connection, ConnectionError, Event, MqttState, Request, StateError};
 
+use super::outgoing::Outgoing as Unwritten;
 use super::wire::{INFLIGHT, describe, from_publish, from_qos, to_qos};
 use super::{
-    BrokerLimits, Gate, LinkEvent, LinkOptions, Outgoing as Unwritten, Publisher, Subscription,
+    Acknowledgement, BrokerLimits, Delivery, Gate, LinkEvent, LinkOptions, Publisher, Subscription,
 };
 use crate::backoff::Backoff;
 use crate::message::Qos;
@@ -129,23 +130,31 @@ impl Driver {
                 let _ = self.on_unsubscribed.try_send(());
             }
             Event::Incoming(Packet::PubAck(ack)) => {
-                self.tell(LinkEvent::Acknowledged(match ack.reason {
-                    PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Ok(()),
-                    refused => Err(format!("{refused:?}")),
-                }))
+                let delivery = match ack.reason {
+                    PubAckReason::Success => Delivery::Taken,
+                    PubAckReason::NoMatchingSubscribers => Delivery::NobodySubscribed,
+                    refused => {
+                        self.release_collision(ack.pkid);
+                        Delivery::Refused(format!("{refused:?}"))
+                    }
+                };
+                self.on_acknowledged(ack.pkid, delivery);
             }
             Event::Incoming(Packet::PubRec(ack)) => match ack.reason {
                 PubRecReason::Success | PubRecReason::NoMatchingSubscribers => {}
-                refused => self.tell(LinkEvent::Acknowledged(Err(format!("{refused:?}")))),
+                refused => {
+                    self.on_acknowledged(ack.pkid, Delivery::Refused(format!("{refused:?}")))
+                }
             },
             Event::Incoming(Packet::PubComp(ack)) => {
-                self.tell(LinkEvent::Acknowledged(match ack.reason {
-                    PubCompReason::Success => Ok(()),
-                    refused => Err(format!("{refused:?}")),
-                }))
+                let delivery = match ack.reason {
+                    PubCompReason::Success => Delivery::Taken,
+                    refused => Delivery::Refused(format!("{refused:?}")),
+                };
+                self.on_acknowledged(ack.pkid, delivery);
             }
             Event::Outgoing(Outgoing::Publish(packet_id)) => {
-                lock(&self.publisher.shared.outgoing).written();
+                lock(&self.publisher.shared.outgoing).written(packet_id);
                 if packet_id == 0 {
                     self.tell(LinkEvent::Written);
                 }
@@ -160,10 +169,28 @@ impl Driver {
         }
     }
 
-    fn tell(&mut self, event: LinkEvent) {
-        if let LinkEvent::Acknowledged(_) = event {
-            lock(&self.publisher.shared.outgoing).acknowledged();
+    fn on_acknowledged(&mut self, packet_id: u16, delivery: Delivery) {
+        let sent = lock(&self.publisher.shared.outgoing).acknowledged(packet_id);
+        if let Some(sent) = sent {
+            self.tell(LinkEvent::Acknowledged(Acknowledgement {
+                topic: sent.topic,
+                correlation_data: sent.correlation_data,
+                delivery,
+            }));
         }
+    }
+
+    // A message whose packet identifier was still in use waits until that is acknowledged. rumqttc
+    // forgets it where the acknowledgement is a refusal, and then sends nothing any more.
+    fn release_collision(&mut self, packet_id: u16) {
+        let eventloop = &mut self.connection.eventloop;
+        let collision = eventloop.state.collision.take_if(|it| it.pkid == packet_id);
+        if let Some(publish) = collision {
+            eventloop.pending.push_front(Request::Publish(publish));
+        }
+    }
+
+    fn tell(&mut self, event: LinkEvent) {
         (self.on_event)(&self.publisher, event);
     }
 
@@ -314,8 +341,12 @@ impl Driver {
             }
         }
         self.close_gate(&reason);
-        if let ConnectionError::MqttState(StateError::Unsolicited(packet_id)) = error {
-            self.remember_qos2(*packet_id);
+        match error {
+            ConnectionError::MqttState(StateError::Unsolicited(packet_id)) => {
+                self.remember_qos2(*packet_id);
+            }
+            ConnectionError::ConnectionRefused(code) => self.adapt_will(*code),
+            _ => {}
         }
         if was_ready {
             log::warn!("broker lost: {reason}");
@@ -347,6 +378,21 @@ impl Driver {
         // `clean` leaves a collision of packet identifiers behind, with which the next connection
         // would send nothing, and events of this connection.
         eventloop.state = MqttState::new(INFLIGHT, shared.manual_acknowledgement);
+    }
+
+    // A broker says in its CONNACK what it does not support, and refuses a CONNECT whose will
+    // asks for it (MQTT 5, section 3.2.2.3).
+    fn adapt_will(&mut self, code: ConnectReturnCode) {
+        let options = &mut self.connection.eventloop.options;
+        let Some(mut will) = options.last_will() else {
+            return;
+        };
+        match code {
+            ConnectReturnCode::RetainNotSupported => will.retain = false,
+            ConnectReturnCode::QoSNotSupported => will.qos = QoS::AtMostOnce,
+            _ => return,
+        }
+        options.set_last_will(will);
     }
 
     // A broker that resumes a session may begin with the second half of a QoS 2 delivery whose

@@ -9,6 +9,8 @@
 #[macro_use]
 mod support;
 
+/// Brokers that lack something, or refuse.
+mod brokers;
 /// client_a and client_b.
 mod clients;
 /// Many callers at once, and never an answer to the wrong one.

@@ -9,8 +9,8 @@ use recado::http::{Client, Front, Request, guarded};
 use crate::http_mode::{answer, ask, start_upstream, stop};
 use crate::support::http::get;
 use crate::support::{
-    Kind, TestBroker, agent_settings, local, start_agent, start_agent_with, start_gateway,
-    wait_until,
+    Kind, TestBroker, agent_settings, agent_settings_of, local, start_agent, start_agent_with,
+    start_gateway, wait_until,
 };
 
 on_each_broker!(agents_share_a_service);
@@ -33,7 +33,7 @@ fn agents_share_a_service(kind: Kind) {
             "id = \"agent-{number}\"\nupstream = \"http://{}\"\n[[service]]\nname = \"web\"\nmode = \"http\"\n",
             upstream.address()
         );
-        agents.push(start_agent_with(settings_of(&broker, &file)));
+        agents.push(start_agent_with(agent_settings_of(&broker.url(), &file)));
         upstreams.push(upstream);
     }
     for gateway in &gateways {
@@ -79,23 +79,6 @@ fn agents_share_a_service(kind: Kind) {
     for upstream in upstreams {
         stop(Box::new(upstream));
     }
-}
-
-/// Settings of an agent as a file would give them.
-fn settings_of(broker: &TestBroker, text: &str) -> recado::config::AgentSettings {
-    static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-    let name = format!("recado-agent-{}-{number}.toml", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    std::fs::write(&path, text).unwrap();
-    let flags = recado::cli::Agent {
-        broker: Some(broker.url()),
-        config: Some(path.clone()),
-        ..recado::cli::Agent::default()
-    };
-    let settings = recado::config::AgentSettings::load(&flags).unwrap();
-    std::fs::remove_file(path).unwrap();
-    settings
 }
 
 #[test]

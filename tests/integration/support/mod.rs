@@ -5,7 +5,9 @@ pub mod mqtt311;
 pub mod process;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use recado::agent::Agent;
@@ -72,6 +74,8 @@ macro_rules! on_each_broker {
 pub struct TestBroker {
     kind: Kind,
     port: u16,
+    // Further lines of Mosquitto's configuration.
+    settings: String,
     running: Mutex<Option<Running>>,
 }
 
@@ -83,12 +87,24 @@ enum Running {
 
 impl TestBroker {
     pub fn start(kind: Kind) -> TestBroker {
+        TestBroker::start_with(kind, "")
+    }
+
+    /// Mosquitto with further settings; None where it is not installed.
+    pub fn mosquitto_with(settings: &str) -> Option<TestBroker> {
+        let kind = Kind::Mosquitto;
+        kind.is_here()
+            .then(|| TestBroker::start_with(kind, settings))
+    }
+
+    fn start_with(kind: Kind, settings: &str) -> TestBroker {
         match kind {
             Kind::Embedded => {
                 let broker = Broker::start(local(0)).unwrap();
                 TestBroker {
                     kind,
                     port: broker.address().port(),
+                    settings: String::new(),
                     running: Mutex::new(Some(Running::Embedded(broker))),
                 }
             }
@@ -96,11 +112,12 @@ impl TestBroker {
                 // It can't take a free port by itself, and one that was free may be gone.
                 for _ in 0..10 {
                     let port = free_port();
-                    if let Some(process) = process::mosquitto(port) {
+                    if let Some(process) = process::mosquitto(port, settings) {
                         let running = Mutex::new(Some(Running::Mosquitto(process)));
                         return TestBroker {
                             kind,
                             port,
+                            settings: settings.to_owned(),
                             running,
                         };
                     }
@@ -115,6 +132,7 @@ impl TestBroker {
         TestBroker {
             kind,
             port: free_port(),
+            settings: String::new(),
             running: Mutex::new(None),
         }
     }
@@ -136,7 +154,9 @@ impl TestBroker {
         wait_until("the broker is back on its port", || {
             *running = match self.kind {
                 Kind::Embedded => Broker::start(local(self.port)).ok().map(Running::Embedded),
-                Kind::Mosquitto => process::mosquitto(self.port).map(Running::Mosquitto),
+                Kind::Mosquitto => {
+                    process::mosquitto(self.port, &self.settings).map(Running::Mosquitto)
+                }
             };
             running.is_some()
         });
@@ -168,6 +188,42 @@ pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
         ..cli::Agent::default()
     };
     AgentSettings::load(&flags).unwrap()
+}
+
+/// Settings of an agent as a file would give them.
+pub fn agent_settings_of(broker: &str, text: &str) -> AgentSettings {
+    with_file(text, |path| {
+        let flags = cli::Agent {
+            broker: Some(broker.to_owned()),
+            config: Some(path),
+            ..cli::Agent::default()
+        };
+        AgentSettings::load(&flags).unwrap()
+    })
+}
+
+/// Settings of a gateway as a file would give them.
+pub fn gateway_settings_of(broker: &str, text: &str) -> GatewaySettings {
+    with_file(text, |path| {
+        let flags = cli::Api1 {
+            broker: Some(broker.to_owned()),
+            listen: Some("127.0.0.1:0".to_owned()),
+            config: Some(path),
+            ..cli::Api1::default()
+        };
+        GatewaySettings::load(&flags).unwrap()
+    })
+}
+
+fn with_file<T>(text: &str, load: impl FnOnce(PathBuf) -> T) -> T {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+    let name = format!("recado-settings-{}-{number}.toml", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, text).unwrap();
+    let loaded = load(path.clone());
+    std::fs::remove_file(path).unwrap();
+    loaded
 }
 
 /// Lets the ping service post its requests somewhere else.

@@ -157,13 +157,13 @@ pub fn own_command(program: &str) -> Command {
     command
 }
 
-/// Mosquitto on this port, accepting; None if it did not start.
-pub fn mosquitto(port: u16) -> Option<Process> {
+/// Mosquitto on this port, with further settings, accepting; None if it did not start.
+pub fn mosquitto(port: u16, settings: &str) -> Option<Process> {
     let directory = std::env::temp_dir();
     let file = directory.join(format!("recado-test-{}-{port}.conf", std::process::id()));
     let original = concat!(env!("CARGO_MANIFEST_DIR"), "/config/mosquitto.conf");
     let text = std::fs::read_to_string(original).unwrap();
-    let text = text.replace("listener 1883", &format!("listener {port}"));
+    let text = text.replace("listener 1883", &format!("listener {port}")) + settings;
     std::fs::write(&file, text).unwrap();
     let path = match std::path::Path::new("/usr/sbin/mosquitto") {
         sbin if sbin.exists() => sbin.to_owned(),

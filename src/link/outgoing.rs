@@ -1,0 +1,117 @@
+//! What was queued and has not been written yet, and what was written and not acknowledged.
+//!
+//! rumqttc holds messages back while the broker takes none or acknowledges none, and would send
+//! them late. So nothing more is queued than it can send at once.
+//!
+//! rumqttc doesn't say under which packet identifier a message goes out, but it writes messages in
+//! the order in which they were queued: what it reports as written is the oldest here.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{BrokerLimits, PublishError};
+use crate::message::{Message, Qos};
+
+/// Once a message has waited this long to be written, the connection counts as stalled, and no
+/// further one is queued behind it.
+const STALLED: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub(super) struct Outgoing {
+    // When each was queued, oldest first, and what to know of it when it is acknowledged.
+    queued: VecDeque<(Instant, Option<Sent>)>,
+    // By packet identifier.
+    written: HashMap<u16, Sent>,
+    // QoS 1 and 2, from queueing to acknowledgement.
+    unacknowledged: usize,
+}
+
+/// A message that the broker is to acknowledge.
+pub(super) struct Sent {
+    pub topic: String,
+    pub correlation_data: Option<Bytes>,
+}
+
+impl Outgoing {
+    pub fn add(&mut self, message: &Message, limits: &BrokerLimits) -> Result<(), PublishError> {
+        let oldest = self.queued.front();
+        let stalled = oldest.is_some_and(|(since, _)| since.elapsed() > STALLED);
+        let acknowledged = message.qos > Qos::AtMostOnce;
+        if stalled || acknowledged && self.unacknowledged >= limits.inflight {
+            return Err(PublishError::Busy);
+        }
+        let sent = acknowledged.then(|| Sent {
+            topic: message.topic.clone(),
+            correlation_data: message.properties.correlation_data.clone(),
+        });
+        self.unacknowledged += usize::from(acknowledged);
+        self.queued.push_back((Instant::now(), sent));
+        Ok(())
+    }
+
+    /// The one that was added last could not be queued.
+    pub fn take_back(&mut self) {
+        if let Some((_, Some(_))) = self.queued.pop_back() {
+            self.unacknowledged -= 1;
+        }
+    }
+
+    pub fn written(&mut self, packet_id: u16) {
+        if let Some((_, Some(sent))) = self.queued.pop_front() {
+            self.written.insert(packet_id, sent);
+        }
+    }
+
+    pub fn acknowledged(&mut self, packet_id: u16) -> Option<Sent> {
+        let sent = self.written.remove(&packet_id)?;
+        self.unacknowledged -= 1;
+        Some(sent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: BrokerLimits = BrokerLimits {
+        max_packet_bytes: 1000,
+        max_qos: Qos::ExactlyOnce,
+        retain: true,
+        inflight: 2,
+    };
+
+    fn message(topic: &str, qos: Qos) -> Message {
+        Message {
+            topic: topic.into(),
+            qos,
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_finds_its_message() {
+        let mut outgoing = Outgoing::default();
+        let (once, plain) = (Qos::AtLeastOnce, Qos::AtMostOnce);
+        outgoing.add(&message("a", once), &LIMITS).unwrap();
+        outgoing.add(&message("b", plain), &LIMITS).unwrap();
+        outgoing.add(&message("c", once), &LIMITS).unwrap();
+        assert_eq!(
+            outgoing.add(&message("d", once), &LIMITS),
+            Err(PublishError::Busy),
+            "two are under way"
+        );
+        for packet_id in [7, 0, 8] {
+            outgoing.written(packet_id);
+        }
+        assert_eq!(outgoing.acknowledged(8).unwrap().topic, "c");
+        assert!(outgoing.acknowledged(8).is_none(), "only once");
+        outgoing.add(&message("e", once), &LIMITS).unwrap();
+        outgoing.take_back();
+        outgoing.add(&message("f", once), &LIMITS).unwrap();
+        outgoing.written(8);
+        assert_eq!(outgoing.acknowledged(7).unwrap().topic, "a");
+        assert_eq!(outgoing.acknowledged(8).unwrap().topic, "f");
+    }
+}
