@@ -183,7 +183,7 @@ impl Shared {
             }
         };
         let headers = response.headers_mut();
-        if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+        if let Some(value) = id.header() {
             headers.insert(X_REQUEST_ID, value);
         }
         if let Ok(value) = HeaderValue::try_from(timing.header(begun.elapsed())) {

@@ -19,7 +19,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::error::Result;
 
@@ -100,16 +100,24 @@ impl RequestId {
         RequestId(format!("{:016x}", getrandom::u64().unwrap_or_default()))
     }
 
-    /// Takes the caller's own, if it sent one that is safe to repeat: 1 to 64 of the characters
-    /// `A-Z a-z 0-9 . _ -`. Else makes one.
+    /// Takes the caller's own, if it sent one that is safe to repeat; else makes one.
     pub fn of(headers: &HeaderMap) -> RequestId {
+        RequestId::given(headers.get(X_REQUEST_ID)).unwrap_or_else(RequestId::random)
+    }
+
+    /// Takes one that is safe to repeat: 1 to 64 of the characters `A-Z a-z 0-9 . _ -`.
+    pub fn given(value: Option<&HeaderValue>) -> Option<RequestId> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let sane = |id: &&str| (1..=64).contains(&id.len()) && id.chars().all(allowed);
-        headers
-            .get(X_REQUEST_ID)
+        value
             .and_then(|value| value.to_str().ok())
             .filter(sane)
-            .map_or_else(RequestId::random, |id| RequestId(id.to_owned()))
+            .map(|id| RequestId(id.to_owned()))
+    }
+
+    /// The value of the header `X-Request-Id`.
+    pub fn header(&self) -> Option<HeaderValue> {
+        HeaderValue::from_str(&self.0).ok()
     }
 
     /// The id.

@@ -83,6 +83,8 @@ impl Properties {
 pub const DEADLINE_MS: &str = "deadline-ms";
 /// The user property that carries a reply's HTTP status.
 pub const STATUS: &str = "status";
+/// User property of a JSON request: what log lines call it. An HTTP request has a header for it.
+pub const REQUEST_ID: &str = "request-id";
 /// The user property that marks a reply as the agent's own error, and names its hop.
 pub const ERROR: &str = "error";
 

@@ -18,7 +18,7 @@ use crate::threads::lock;
 
 /// How many requests are remembered.
 const MAX_ENTRIES: usize = 1024;
-/// How many bytes of replies are remembered.
+/// How many bytes of replies are remembered, and how many of requests wait.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// How long a reply is remembered: longer than any caller waits.
 const MAX_AGE: Duration = Duration::from_secs(120);
@@ -93,7 +93,11 @@ impl Ended {
 
     fn bytes(&self) -> usize {
         match self {
-            Ended::Answered(response, _) => response.body().len() + OVERHEAD,
+            Ended::Answered(response, _) => {
+                let fields = response.headers().iter();
+                let head = fields.map(|(name, value)| name.as_str().len() + value.len());
+                head.sum::<usize>() + response.body().len() + OVERHEAD
+            }
             Ended::Failed(..) => OVERHEAD,
         }
     }
@@ -105,8 +109,8 @@ pub(super) enum Seen<T> {
     New(T),
     /// The first is running: this one is kept, and comes back when it ends.
     Waiting,
-    /// Too many wait for the first already.
-    TooMany,
+    /// Too many wait for the first already, or too much of what waits.
+    TooMany(T),
     /// The first has ended like this.
     Before(T, Ended),
 }
@@ -121,10 +125,13 @@ struct Table<T> {
     // Those that have ended, oldest first.
     ended: VecDeque<(Key, Instant)>,
     bytes: usize,
+    // Of the requests that wait.
+    waiting_bytes: usize,
 }
 
 enum State<T> {
-    Running(Vec<T>),
+    // Those who wait, each with its size in bytes.
+    Running(Vec<(T, usize)>),
     Ended(Ended),
 }
 
@@ -135,13 +142,15 @@ impl<T> Repeats<T> {
                 entries: HashMap::new(),
                 ended: VecDeque::new(),
                 bytes: 0,
+                waiting_bytes: 0,
             }),
         }
     }
 
-    /// Looks a request up and, if it is new, remembers that it runs.
-    pub fn see(&self, key: &Key, request: T, now: Instant) -> Seen<T> {
-        let mut table = lock(&self.table);
+    /// Looks up a request of so many bytes and, if it is new, remembers that it runs.
+    pub fn see(&self, key: &Key, request: T, bytes: usize, now: Instant) -> Seen<T> {
+        let mut guard = lock(&self.table);
+        let table = &mut *guard;
         table.forget_old(now);
         match table.entries.get_mut(key) {
             None => {
@@ -150,11 +159,15 @@ impl<T> Repeats<T> {
                     .insert(key.clone(), State::Running(Vec::new()));
                 Seen::New(request)
             }
-            Some(State::Running(waiting)) if waiting.len() < MAX_WAITING => {
-                waiting.push(request);
+            Some(State::Running(waiting)) => {
+                let held = table.waiting_bytes + bytes;
+                if waiting.len() >= MAX_WAITING || held > MAX_BYTES {
+                    return Seen::TooMany(request);
+                }
+                table.waiting_bytes = held;
+                waiting.push((request, bytes));
                 Seen::Waiting
             }
-            Some(State::Running(_)) => Seen::TooMany,
             Some(State::Ended(ended)) => Seen::Before(request, ended.clone()),
         }
     }
@@ -163,7 +176,7 @@ impl<T> Repeats<T> {
     pub fn abandon(&self, key: &Key) {
         let mut table = lock(&self.table);
         if let Some(State::Running(_)) = table.entries.get(key) {
-            table.entries.remove(key);
+            table.remove(key);
         }
     }
 
@@ -171,10 +184,7 @@ impl<T> Repeats<T> {
     /// dropped unexecuted.
     pub fn end(&self, key: &Key, ended: Option<&Ended>, now: Instant) -> Vec<T> {
         let mut table = lock(&self.table);
-        let waiting = match table.entries.remove(key) {
-            Some(State::Running(waiting)) => waiting,
-            _ => Vec::new(),
-        };
+        let waiting = table.remove(key);
         if let Some(ended) = ended.filter(|ended| ended.is_final()) {
             table.bytes += ended.bytes();
             let state = State::Ended(ended.clone());
@@ -187,6 +197,21 @@ impl<T> Repeats<T> {
 }
 
 impl<T> Table<T> {
+    // Forgets a request, and gives back those that waited for it.
+    fn remove(&mut self, key: &Key) -> Vec<T> {
+        let waiting = match self.entries.remove(key) {
+            Some(State::Running(waiting)) => waiting,
+            Some(State::Ended(ended)) => {
+                self.bytes -= ended.bytes();
+                self.ended.retain(|(old, _)| old != key);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        self.waiting_bytes -= waiting.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        waiting.into_iter().map(|(request, _)| request).collect()
+    }
+
     fn forget_old(&mut self, now: Instant) {
         while let Some((_, since)) = self.ended.front() {
             let old = now.saturating_duration_since(*since) > MAX_AGE;
@@ -231,16 +256,16 @@ mod tests {
     fn a_repeat_waits_for_the_first_and_later_ones_get_its_reply() {
         let repeats = Repeats::new();
         let now = Instant::now();
-        assert!(matches!(repeats.see(&key("a"), 1, now), Seen::New(1)));
-        assert!(matches!(repeats.see(&key("a"), 2, now), Seen::Waiting));
-        assert!(matches!(repeats.see(&key("b"), 3, now), Seen::New(3)));
+        assert!(matches!(repeats.see(&key("a"), 1, 1, now), Seen::New(1)));
+        assert!(matches!(repeats.see(&key("a"), 2, 1, now), Seen::Waiting));
+        assert!(matches!(repeats.see(&key("b"), 3, 1, now), Seen::New(3)));
         assert_eq!(repeats.end(&key("a"), Some(&answered(1)), now), [2]);
-        let Seen::Before(4, Ended::Answered(reply, _)) = repeats.see(&key("a"), 4, now) else {
+        let Seen::Before(4, Ended::Answered(reply, _)) = repeats.see(&key("a"), 4, 1, now) else {
             panic!("it is not remembered");
         };
         assert_eq!(reply.body().len(), 1);
         let later = now + MAX_AGE + Duration::from_secs(1);
-        assert!(matches!(repeats.see(&key("a"), 5, later), Seen::New(5)));
+        assert!(matches!(repeats.see(&key("a"), 5, 1, later), Seen::New(5)));
     }
 
     #[test]
@@ -251,9 +276,9 @@ mod tests {
         let failed = Ended::Failed(problem.clone(), Shares::default());
         let unknown = Ended::Failed(problem.outcome_unknown(), Shares::default());
         for (ended, again) in [(Some(failed), true), (None, true), (Some(unknown), false)] {
-            assert!(matches!(repeats.see(&key("a"), 1, now), Seen::New(1)));
+            assert!(matches!(repeats.see(&key("a"), 1, 1, now), Seen::New(1)));
             assert!(repeats.end(&key("a"), ended.as_ref(), now).is_empty());
-            let seen = repeats.see(&key("a"), 2, now);
+            let seen = repeats.see(&key("a"), 2, 1, now);
             assert_eq!(matches!(seen, Seen::New(2)), again);
             if again {
                 repeats.end(&key("a"), None, now);
@@ -267,7 +292,7 @@ mod tests {
         let now = Instant::now();
         let names = ["a", "b", "c", "d"];
         for name in names {
-            assert!(matches!(repeats.see(&key(name), (), now), Seen::New(())));
+            assert!(matches!(repeats.see(&key(name), (), 1, now), Seen::New(())));
             repeats.end(&key(name), Some(&answered(MAX_BYTES / 3)), now);
         }
         let table = lock(&repeats.table);
@@ -275,9 +300,19 @@ mod tests {
         assert_eq!(table.entries.len(), 2, "the oldest had to go");
         drop(table);
         let waiting: Vec<bool> = (0..MAX_WAITING + 2)
-            .map(|_| matches!(repeats.see(&key("z"), (), now), Seen::TooMany))
+            .map(|_| matches!(repeats.see(&key("z"), (), 1, now), Seen::TooMany(())))
             .collect();
         assert_eq!(waiting.iter().filter(|too_many| **too_many).count(), 1);
+        let see = |bytes| repeats.see(&key("y"), (), bytes, now);
+        assert!(matches!(see(1), Seen::New(())));
+        assert!(matches!(see(MAX_BYTES - MAX_WAITING), Seen::Waiting));
+        assert!(
+            matches!(see(1), Seen::TooMany(())),
+            "they would hold too much"
+        );
+        repeats.end(&key("y"), None, now);
+        assert!(matches!(see(1), Seen::New(())));
+        assert!(matches!(see(MAX_BYTES - MAX_WAITING), Seen::Waiting));
     }
 
     #[test]

@@ -16,11 +16,11 @@ use crate::config::{AgentSettings, Allow, Service, ServiceMode};
 use crate::error::Result;
 use crate::http::problem::Problem;
 use crate::http::upstream::{Upstream, UpstreamError};
-use crate::http::{Request, Response, X_REQUEST_ID};
+use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
 use crate::link::Publisher;
 use crate::logging::excerpt;
 use crate::message::http::read_request;
-use crate::message::{Hop, JSON, Message, add_received, time_left};
+use crate::message::{Hop, JSON, Message, REQUEST_ID, add_received, time_left};
 use crate::pool::Pool;
 use crate::threads::lock;
 use crate::topic::Id;
@@ -149,11 +149,15 @@ impl Worker {
             return Some(job);
         };
         job.repeat = Some(key.clone());
-        let topic = job.message.topic.clone();
-        match self.repeats.see(&key, job, Instant::now()) {
+        let bytes = job.message.payload.len();
+        match self.repeats.see(&key, job, bytes, Instant::now()) {
             Seen::New(job) => return Some(job),
             Seen::Waiting => {}
-            Seen::TooMany => self.drop_message(&topic, "it was repeated too often"),
+            Seen::TooMany(job) => {
+                let detail = "it was repeated too often while the first is running";
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
+                job.reply_problem(&problem, Shares::default());
+            }
             Seen::Before(job, ended) => job.end(&ended),
         }
         None
@@ -243,7 +247,10 @@ impl Worker {
         left: Duration,
     ) -> std::result::Result<Response, (String, Problem)> {
         let payload = &job.message.payload;
-        let failed = |problem| (excerpt(payload).to_string(), problem);
+        let id = job.message.properties.user(REQUEST_ID);
+        let id = id.and_then(|id| HeaderValue::try_from(id).ok());
+        let id = RequestId::given(id.as_ref());
+        let failed = |problem| (format!("{} ({})", excerpt(payload), name(&id)), problem);
         self.check_size(payload).map_err(failed)?;
         if let Err(error) = serde_json::from_slice::<&RawValue>(payload) {
             let detail = format!("the request is not JSON: {error}");
@@ -256,13 +263,17 @@ impl Worker {
         request
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+        if let Some(id) = id.as_ref().and_then(RequestId::header) {
+            request.headers_mut().insert(X_REQUEST_ID, id);
+        }
         let answer = self.call(request, left).map_err(failed)?;
         let body = add_received(answer.body(), payload)
             .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
         log::info!(
-            "request: {} -> response: {}",
+            "request: {} -> response: {} ({})",
             excerpt(payload),
-            excerpt(&body)
+            excerpt(&body),
+            name(&id)
         );
         let mut response = Response::new(body);
         *response.status_mut() = answer.status();
@@ -282,16 +293,8 @@ impl Worker {
             let detail = format!("the request can't be executed: {bad}");
             unread(Problem::new(bad.status, Hop::Agent, detail))
         })?;
-        let id = request
-            .headers()
-            .get(X_REQUEST_ID)
-            .and_then(|id| id.to_str().ok());
-        let asked = format!(
-            "{} {} ({})",
-            request.method(),
-            request.uri(),
-            id.unwrap_or("-")
-        );
+        let id = RequestId::given(request.headers().get(X_REQUEST_ID));
+        let asked = format!("{} {} ({})", request.method(), request.uri(), name(&id));
         let failed = |problem| (asked.clone(), problem);
         self.live[job.service]
             .check(&request, allow)
@@ -347,6 +350,10 @@ impl Worker {
             excerpt(why.as_bytes())
         );
     }
+}
+
+fn name(id: &Option<RequestId>) -> &str {
+    id.as_ref().map_or("-", RequestId::as_str)
 }
 
 // Forgets a request whose worker panics: its repeats would wait for ever.

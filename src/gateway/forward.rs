@@ -134,7 +134,7 @@ fn onward(request: &Request, peer: SocketAddr, id: &RequestId) -> Request {
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     append(headers, FORWARDED_FOR, &peer.ip().to_string());
     append(headers, header::VIA, "1.1 recado");
-    if let Ok(value) = HeaderValue::from_str(id.as_str()) {
+    if let Some(value) = id.header() {
         headers.insert(X_REQUEST_ID, value);
     }
     onward

@@ -8,7 +8,9 @@ use super::presence::Target;
 use super::{Answer, Asked, Shared, forward, json_response, no_agent};
 use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::message::{Hop, ask, canonical, read_json_reply, request_properties, wrap_response};
+use crate::message::{
+    Hop, REQUEST_ID, ask, canonical, read_json_reply, request_properties, wrap_response,
+};
 
 impl Shared {
     /// Asks the body, or the word of the query, and answers with the reply.
@@ -34,6 +36,9 @@ impl Shared {
         let correlation = random_correlation()?;
         let time_left = timeout.saturating_sub(begun.elapsed());
         log::debug!("request {id}: asked as {correlation:?}");
+        let mut properties = request_properties(inbox.topic(), correlation, time_left);
+        let named = (REQUEST_ID.to_owned(), id.to_string());
+        properties.user.push(named);
         let (reply, timing) = inbox.call(
             &self.publisher,
             client,
@@ -42,7 +47,7 @@ impl Shared {
                 // Equal requests to different topics are not equal.
                 canonical: (route.request_topic.parameters().count() == 0).then_some(canonical),
                 payload,
-                properties: request_properties(inbox.topic(), correlation, time_left),
+                properties,
                 qos: route.qos,
                 correlation,
                 deadline: begun + timeout,

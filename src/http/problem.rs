@@ -123,7 +123,7 @@ impl Problem {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        if let Ok(value) = HeaderValue::from_str(request_id.as_str()) {
+        if let Some(value) = request_id.header() {
             headers.insert(X_REQUEST_ID, value);
         }
         if let Some(delay) = self.retry_after {

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Uri;
+use http::{Method, Uri};
+use ureq::AsSendBody;
 use ureq::config::Config;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
@@ -80,7 +81,9 @@ impl Upstream {
         }
     }
 
-    /// Sends a request and reads the whole answer, within `timeout`.
+    /// Sends a request and reads the whole answer, within `timeout`. A request that may be repeated
+    /// (RFC 9110, section 9.2.2) is repeated once if its connection ends without an answer: one
+    /// from the pool may have been closed by the service just before.
     ///
     /// Errors: see [`UpstreamError`].
     pub fn call(
@@ -88,15 +91,15 @@ impl Upstream {
         request: Request,
         timeout: Duration,
     ) -> std::result::Result<Response, UpstreamError> {
-        let (parts, body) = request.into_parts();
-        let request = http::Request::from_parts(parts, body.as_ref());
-        let request = self
-            .agent
-            .configure_request(request)
-            .timeout_global(Some(timeout))
-            .build();
-        let answer = self.agent.run(request).map_err(call_error)?;
-        let (parts, mut body) = answer.into_parts();
+        let begun = Instant::now();
+        let answer = match self.send(&request, timeout) {
+            Err(error) if request.method().is_idempotent() && is_cut(&error) => {
+                let left = timeout.saturating_sub(begun.elapsed());
+                self.send(&request, left)
+            }
+            other => other,
+        };
+        let (parts, mut body) = answer.map_err(call_error)?.into_parts();
         let body = body
             .with_config()
             .limit(self.max_body_bytes as u64)
@@ -106,6 +109,50 @@ impl Upstream {
                 other => body_error(other),
             })?;
         Ok(Response::from_parts(parts, Bytes::from(body)))
+    }
+
+    fn send(
+        &self,
+        request: &Request,
+        timeout: Duration,
+    ) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
+        let mut head = http::Request::new(());
+        *head.method_mut() = request.method().clone();
+        *head.uri_mut() = request.uri().clone();
+        *head.headers_mut() = request.headers().clone();
+        let body = request.body();
+        // An empty body says so with a Content-Length, which only these methods want
+        // (RFC 9110, section 8.6).
+        let says_length = [Method::POST, Method::PUT, Method::PATCH];
+        match body.is_empty() && !says_length.contains(request.method()) {
+            true => self.run(head, timeout),
+            false => self.run(head.map(|()| body.as_ref()), timeout),
+        }
+    }
+
+    fn run(
+        &self,
+        request: http::Request<impl AsSendBody>,
+        timeout: Duration,
+    ) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
+        let request = self.agent.configure_request(request);
+        self.agent
+            .run(request.timeout_global(Some(timeout)).build())
+    }
+}
+
+// The connection ended before there was an answer.
+fn is_cut(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind;
+    match error {
+        ureq::Error::Io(io) => matches!(
+            io.kind(),
+            ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+        ),
+        _ => false,
     }
 }
 

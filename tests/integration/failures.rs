@@ -1,7 +1,10 @@
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use recado::gateway::Gateway;
 
+use crate::http_mode::ask;
 use crate::support::http::{Answer, get};
 use crate::support::{
     Chain, Kind, TestBroker, agent_settings, free_port, gateway_settings, local, mqtt311, set_path,
@@ -102,7 +105,7 @@ fn a_slow_upstream_is_named(kind: Kind) {
 fn an_upstream_that_is_no_json_service_is_a_502(kind: Kind) {
     use std::io::{Read, Write};
     let broker = TestBroker::start(kind);
-    let listener = std::net::TcpListener::bind(local(0)).unwrap();
+    let listener = TcpListener::bind(local(0)).unwrap();
     let upstream = listener.local_addr().unwrap();
     let garbage: [&[u8]; 3] = [
         b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -193,7 +196,7 @@ fn a_full_agent_says_so_and_drops_what_is_too_late() {
 #[test]
 fn a_request_whose_time_is_up_is_never_executed() {
     let broker = TestBroker::start(Kind::Embedded);
-    let listener = std::net::TcpListener::bind(local(0)).unwrap();
+    let listener = TcpListener::bind(local(0)).unwrap();
     let mut settings = agent_settings(&broker.url(), listener.local_addr().unwrap());
     settings.services[0].workers = 1;
     settings.services[0].timeout = Duration::from_millis(400);
@@ -302,4 +305,42 @@ fn a_client_that_hangs_up_frees_its_place() {
     agent.publish("api/ping/response", br#"{"message": "pong"}"#);
     assert_eq!(next.join().unwrap().status, 200);
     drop(gateway);
+}
+
+#[test]
+fn a_connection_that_ends_without_an_answer_is_tried_again_where_that_is_safe() {
+    // An upstream that cuts the first and the third connection, and answers on the second.
+    let listener = TcpListener::bind(local(0)).unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let mut heads = Vec::new();
+        for answers in [false, true, false] {
+            let (stream, _) = listener.accept().unwrap();
+            let mut reader = BufReader::new(stream);
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                assert_ne!(reader.read_line(&mut head).unwrap(), 0);
+            }
+            if answers {
+                let answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n";
+                reader.get_mut().write_all(answer).unwrap();
+            }
+            heads.push(head.to_ascii_lowercase());
+        }
+        heads
+    });
+    let broker = TestBroker::start(Kind::Embedded);
+    let agent = start_agent(&broker, upstream);
+    let gateway = start_gateway(&broker);
+    let asked = |method| ask(gateway.address(), method, "/agents/demo/x", "", b"");
+    assert_eq!(asked("DELETE").status, 204);
+    problem(&asked("POST"), 502, "upstream", "unknown");
+    let heads = server.join().unwrap();
+    for (head, begin) in heads.iter().zip(["delete /x ", "delete /x ", "post /x "]) {
+        assert!(head.starts_with(begin), "{head}");
+        let says_length = head.contains("content-length: 0");
+        assert_eq!(says_length, begin == "post /x ", "{head}");
+    }
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
 }

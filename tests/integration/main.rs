@@ -11,6 +11,8 @@ mod support;
 
 /// Brokers that lack something, or refuse.
 mod brokers;
+/// Agents and brokers that come and go under load.
+mod churn;
 /// client_a and client_b.
 mod clients;
 /// Many callers at once, and never an answer to the wrong one.
