@@ -91,6 +91,8 @@ pub struct GatewaySettings {
     pub keep_alive: Duration,
     /// How many requests may wait for a reply at a time, per route.
     pub max_waiting: usize,
+    /// Whether the broker can be relied upon to say which agents are there.
+    pub presence: bool,
     /// The bounds of the HTTP server.
     pub http: HttpLimits,
     /// The routes.
@@ -209,6 +211,7 @@ impl GatewaySettings {
                 .keep_alive_s
                 .map_or(DEFAULT_KEEP_ALIVE, file::Within::seconds),
             max_waiting: file.max_waiting.map_or(1024, file::Within::size),
+            presence: file.presence.unwrap_or(true),
             http: file.http.limits(),
             routes,
         })
@@ -291,6 +294,7 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "front = \"{}\"", self.front)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_waiting = {}", self.max_waiting)?;
+        writeln!(f, "presence = {}", self.presence)?;
         let http = &self.http;
         writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
         writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;

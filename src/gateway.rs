@@ -142,10 +142,11 @@ impl Shared {
             subscriptions: inboxes.subscriptions(),
         };
         let (received, known) = (Arc::clone(&inboxes), Arc::clone(&presence));
+        let relied_upon = settings.presence;
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as gateway {id}");
-                known.connected(publisher.offer().retain);
+                known.connected(relied_upon && publisher.offer().retain);
                 received.probe(publisher);
             }
             LinkEvent::Acknowledged(acknowledgement) => received.acknowledged(&acknowledgement),

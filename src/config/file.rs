@@ -93,6 +93,7 @@ pub(super) struct Gateway {
     pub front: Option<Front>,
     pub keep_alive_s: Option<KeepAliveS>,
     pub max_waiting: Option<Count>,
+    pub presence: Option<bool>,
     pub http: Http,
     pub route: Option<Vec<Route>>,
 }

@@ -180,11 +180,7 @@ impl Inboxes {
         if self.probe.is_back(&message, &self.http.topic) {
             return known.complete();
         }
-        log::info!(
-            "Topic: {}, Message: {}",
-            excerpt(message.topic.as_bytes()),
-            excerpt(&message.payload)
-        );
+        self.log(&message);
         if message.retain {
             return self.drop_message(&message.topic, "it is retained, so it is from before");
         }
@@ -233,6 +229,15 @@ impl Inboxes {
                 self.drop_message(&topic, &format!("late by {} ms", by.as_millis()));
             }
             Completion::Unknown => self.drop_message(&topic, "nobody waits for it"),
+        }
+    }
+
+    // What an HTTP service answers may be confidential: only its size is logged.
+    fn log(&self, message: &Message) {
+        let topic = excerpt(message.topic.as_bytes());
+        match message.topic == self.http.topic.as_str() {
+            true => log::info!("Topic: {topic}, {} bytes", message.payload.len()),
+            false => log::info!("Topic: {topic}, Message: {}", excerpt(&message.payload)),
         }
     }
 

@@ -63,7 +63,8 @@ struct Table {
     agents: BTreeMap<String, Announcement>,
     // The broker has delivered all that there was at the time of the subscription.
     complete: bool,
-    // It keeps no retained messages, so who was there before is not known and never will be.
+    // It keeps no retained messages, or not for this gateway: who was there before is not known
+    // and never will be.
     forgetful: bool,
     // Topics whose agents were there and left: when a request was last let through, or else when
     // the last agent left.
@@ -130,9 +131,9 @@ impl Presence {
         true
     }
 
-    /// There is a connection, to a broker that keeps retained messages or doesn't.
-    pub fn connected(&self, retains: bool) {
-        lock(&self.table).forgetful = !retains;
+    /// There is a connection, to a broker that can be relied upon to say who is there, or not.
+    pub fn connected(&self, reliable: bool) {
+        lock(&self.table).forgetful = !reliable;
     }
 
     /// The broker has said all that it knows.

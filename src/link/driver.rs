@@ -1,5 +1,6 @@
 //! The `mqtt` thread: one loop over the connection.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use rumqttc::Outgoing;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, ConnectReturnCode, Filter, Packet, PubAckReason, PubCompReason,
-    PubRecReason, Publish, RetainForwardRule, SubscribeReasonCode,
+    PubRecReason, Publish, RetainForwardRule, SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::{Connection, ConnectionError, Event, MqttState, Request, StateError};
 
@@ -32,6 +33,8 @@ const LAST_DELAY_REFUSED: Duration = Duration::from_millis(800);
 /// A connection that lived this long was a success, after which the delays begin anew. Shorter
 /// ones, as of two clients with one client id that throw each other out, must not spin.
 const SETTLED: Duration = Duration::from_secs(1);
+/// How many filters one SUBSCRIBE holds: some brokers take eight at the most.
+const FILTERS: usize = 8;
 /// How long the broker may take to close the connection after DISCONNECT.
 pub(super) const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -47,8 +50,10 @@ pub(super) struct Driver {
     on_event: OnEvent,
     on_unsubscribed: Sender<()>,
     limits: BrokerLimits,
-    // How many subscriptions of this connection are not acknowledged yet.
-    ungranted: usize,
+    // The filters of each SUBSCRIBE of this connection: those not written yet, in their order, and
+    // those not acknowledged yet, by packet identifier.
+    asking: VecDeque<Vec<String>>,
+    asked: HashMap<u16, Vec<String>>,
     // Since when there is a connection.
     connected: Option<Instant>,
     // Whether DISCONNECT was written.
@@ -81,7 +86,8 @@ impl Driver {
                 retain: true,
                 inflight: INFLIGHT.into(),
             },
-            ungranted: 0,
+            asking: VecDeque::new(),
+            asked: HashMap::new(),
             connected: None,
             goodbye: false,
             last_failure: None,
@@ -125,7 +131,12 @@ impl Driver {
                 self.tell(LinkEvent::Message(message));
             }
             Event::Incoming(Packet::ConnAck(connack)) => self.on_connack(&connack),
-            Event::Incoming(Packet::SubAck(suback)) => self.on_suback(&suback.return_codes),
+            Event::Incoming(Packet::SubAck(suback)) => self.on_suback(&suback),
+            Event::Outgoing(Outgoing::Subscribe(packet_id)) => {
+                if let Some(filters) = self.asking.pop_front() {
+                    self.asked.insert(packet_id, filters);
+                }
+            }
             Event::Incoming(Packet::UnsubAck(_)) => {
                 let _ = self.on_unsubscribed.try_send(());
             }
@@ -260,47 +271,49 @@ impl Driver {
     }
 
     fn subscribe(&mut self, shares: bool) {
-        let shared = &self.publisher.shared;
-        let mut names = Vec::new();
+        let shared = Arc::clone(&self.publisher.shared);
         let mut filters = Vec::new();
         if !shared.quiet.load(Ordering::SeqCst) {
-            for subscription in &self.subscriptions {
-                let filter = match &subscription.group {
-                    Some(group) if shares => subscription.filter.shared(group),
-                    _ => subscription.filter.clone(),
-                };
-                let qos = subscription.qos.min(self.limits.max_qos);
-                let mut wire = Filter::new(filter.as_str(), to_qos(qos));
-                if !subscription.retained {
-                    wire.retain_forward_rule = RetainForwardRule::Never;
-                }
-                names.push(filter.to_string());
-                filters.push(wire);
-            }
+            let all = self.subscriptions.iter();
+            filters.extend(all.map(|subscription| self.filter(subscription, shares)));
         }
-        self.ungranted = filters.len();
-        // The channel is empty: nobody could publish since it was drained.
-        let queued = filters.is_empty() || shared.client.try_subscribe_many(filters).is_ok();
+        let path = |filter: &Filter| filter.path.clone();
+        let names: Vec<String> = filters.iter().map(path).collect();
+        self.asked.clear();
+        self.asking = names.chunks(FILTERS).map(<[String]>::to_vec).collect();
         *lock(&shared.subscribed) = names;
-        if !queued {
+        // The channel is empty: nobody could publish since it was drained.
+        let mut chunks = filters.chunks(FILTERS);
+        if !chunks.all(|some| shared.client.try_subscribe_many(some.to_vec()).is_ok()) {
             self.reconnect("the subscriptions could not be queued".into());
-        } else if self.ungranted == 0 {
+        } else if filters.is_empty() {
             self.open();
         }
     }
 
-    fn on_suback(&mut self, codes: &[SubscribeReasonCode]) {
-        let shared = Arc::clone(&self.publisher.shared);
-        let names = lock(&shared.subscribed).clone();
+    fn filter(&self, subscription: &Subscription, shares: bool) -> Filter {
+        let filter = match &subscription.group {
+            Some(group) if shares => subscription.filter.shared(group),
+            _ => subscription.filter.clone(),
+        };
+        let qos = subscription.qos.min(self.limits.max_qos);
+        let mut wire = Filter::new(filter.as_str(), to_qos(qos));
+        if !subscription.retained {
+            wire.retain_forward_rule = RetainForwardRule::Never;
+        }
+        wire
+    }
+
+    fn on_suback(&mut self, suback: &SubAck) {
+        let Some(filters) = self.asked.remove(&suback.pkid) else {
+            return;
+        };
         let mut refusal = None;
-        for (filter, code) in names.into_iter().zip(codes) {
+        for (filter, code) in filters.into_iter().zip(&suback.return_codes) {
             match code {
                 SubscribeReasonCode::Success(qos) => {
-                    self.ungranted = self.ungranted.saturating_sub(1);
-                    self.tell(LinkEvent::Granted {
-                        filter,
-                        qos: from_qos(*qos),
-                    });
+                    let qos = from_qos(*qos);
+                    self.tell(LinkEvent::Granted { filter, qos });
                 }
                 refused => {
                     let reason = format!("{refused:?}");
@@ -311,7 +324,7 @@ impl Driver {
         }
         match refusal {
             Some(reason) => self.reconnect(reason),
-            None if self.ungranted == 0 => self.open(),
+            None if self.asked.is_empty() && self.asking.is_empty() => self.open(),
             None => {}
         }
     }
