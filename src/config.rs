@@ -55,6 +55,8 @@ pub struct HttpLimits {
     pub max_head_bytes: usize,
     /// The longest body, in bytes.
     pub max_body_bytes: usize,
+    /// How much memory the bodies of all requests and answers together may take, in bytes.
+    pub max_buffered_bytes: usize,
     /// How long a client may take to send its whole head.
     pub head_timeout: Duration,
     /// How long a client may take to send its whole body, and to take its whole answer.
@@ -69,6 +71,7 @@ impl Default for HttpLimits {
             max_connections: 256,
             max_head_bytes: 16 * 1024,
             max_body_bytes: 1024 * 1024,
+            max_buffered_bytes: 8 * 1024 * 1024,
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
@@ -299,6 +302,7 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
         writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
         writeln!(f, "max_body_bytes = {}", http.max_body_bytes)?;
+        writeln!(f, "max_buffered_bytes = {}", http.max_buffered_bytes)?;
         writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
         writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
         writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;

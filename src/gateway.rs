@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 use crate::config::{Front as FrontKind, GatewaySettings, Mode};
 use crate::error::{Error, Result};
@@ -35,6 +36,9 @@ use router::{Endpoint, Found, Router};
 const QUEUE: usize = 1024;
 /// What a packet may hold besides the body, in bytes: topics, properties, headers.
 const PACKET_OVERHEAD: usize = 64 * 1024;
+
+/// How many connections the system may accept before this program does.
+const BACKLOG: i32 = 1024;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
@@ -86,9 +90,17 @@ impl Gateway {
     }
 }
 
-/// Binds an address, so that errors name it.
+/// Binds an address, so that errors name it. The system may hold more connections for us than the
+/// 128 of the standard library, so that a burst of clients isn't put off.
 pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).map_err(|source| Error::Listen { address, source })
+    let listen = || -> std::io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    listen().map_err(|source| Error::Listen { address, source })
 }
 
 struct Shared {

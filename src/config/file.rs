@@ -104,6 +104,7 @@ pub(super) struct Http {
     max_connections: Option<Count>,
     max_head_bytes: Option<Within<1024, 1_048_576>>,
     max_body_bytes: Option<BodyBytes>,
+    max_buffered_bytes: Option<Within<1024, 4_294_967_295>>,
     head_timeout_ms: Option<TimeoutMs>,
     body_timeout_ms: Option<TimeoutMs>,
     idle_timeout_ms: Option<TimeoutMs>,
@@ -122,6 +123,9 @@ impl Http {
             max_body_bytes: self
                 .max_body_bytes
                 .map_or(default.max_body_bytes, Within::size),
+            max_buffered_bytes: self
+                .max_buffered_bytes
+                .map_or(default.max_buffered_bytes, Within::size),
             head_timeout: self
                 .head_timeout_ms
                 .map_or(default.head_timeout, Within::millis),

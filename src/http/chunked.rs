@@ -18,6 +18,8 @@ pub struct Decoder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Size { value: usize, digits: u8 },
+    // Space between the size and an extension.
+    Space { size: usize },
     Extension { size: usize },
     SizeEnd { size: usize },
     Data { left: usize },
@@ -82,6 +84,14 @@ impl Decoder {
         };
         match self.state {
             State::Size { value, digits } => self.size(byte, value, digits, so_far),
+            State::Space { size } => {
+                self.count_extra()?;
+                match byte {
+                    b' ' | b'\t' => Ok(State::Space { size }),
+                    b';' => Ok(State::Extension { size }),
+                    _ => Err(BadRequest::new("a chunk size is malformed")),
+                }
+            }
             State::Extension { size } => {
                 self.count_extra()?;
                 match byte {
@@ -102,7 +112,7 @@ impl Decoder {
             ),
             State::LineStart => match byte {
                 b'\r' => Ok(State::BodyEnd),
-                b'!'..=b'~' if byte != b':' => Ok(State::Trailer { colon: false }),
+                byte if is_token(byte) => Ok(State::Trailer { colon: false }),
                 _ => Err(BadRequest::new("a trailer field is malformed")),
             },
             State::Trailer { colon } => {
@@ -110,8 +120,8 @@ impl Decoder {
                 match byte {
                     b'\r' if colon => Ok(State::TrailerEnd),
                     b':' => Ok(State::Trailer { colon: true }),
-                    b'!'..=b'~' => Ok(State::Trailer { colon }),
-                    b'\t' | b' ' | 0x80.. if colon => Ok(State::Trailer { colon }),
+                    b'\t' | b' '..=b'~' | 0x80.. if colon => Ok(State::Trailer { colon }),
+                    byte if is_token(byte) => Ok(State::Trailer { colon }),
                     _ => Err(BadRequest::new("a trailer field is malformed")),
                 }
             }
@@ -129,6 +139,7 @@ impl Decoder {
             b'A'..=b'F' => byte - b'A' + 10,
             b'\r' if digits > 0 => return Ok(State::SizeEnd { size: value }),
             b';' if digits > 0 => return Ok(State::Extension { size: value }),
+            b' ' | b'\t' if digits > 0 => return Ok(State::Space { size: value }),
             _ => return Err(bad),
         };
         // Leading zeros count too, so that a size has an end.
@@ -160,6 +171,11 @@ impl Decoder {
     }
 }
 
+/// Whether a byte may be part of a token: a method, a field name (RFC 9110, section 5.6.2).
+pub(super) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -175,7 +191,7 @@ mod tests {
 
     #[test]
     fn chunks_extensions_and_trailers() {
-        let input = b"4\r\nWiki\r\n6;a=\"b\"\r\npedia \r\n0\r\nX: y\r\nZ:\r\n\r\nGET";
+        let input = b"4\r\nWiki\r\n6 ; a = \"b\"\r\npedia \r\n0\r\nX: y\r\nZ:\r\n\r\nGET";
         let (body, taken, done) = decode(input, 100).unwrap();
         assert_eq!(body, b"Wikipedia ");
         assert_eq!(&input[taken..], b"GET");

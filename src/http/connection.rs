@@ -10,14 +10,16 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 
-use super::chunked::Decoder;
+use super::budget::{Budget, Share};
+use super::chunked::{Decoder, is_token};
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
-use super::problem::Problem;
+use super::problem::{Problem, RETRY_AFTER};
 use super::{Client, Handler, RequestId, Response, has_body};
 use crate::config::HttpLimits;
 use crate::message::Hop;
 
+const EMPTY_LINE: &[u8] = b"\r\n";
 /// How many bytes are read at a time.
 const READ_BYTES: usize = 4096;
 /// Bodies up to this size are sent together with their head, in one write.
@@ -65,6 +67,10 @@ pub(super) struct Connection<'a> {
     limits: &'a HttpLimits,
     handler: &'a dyn Handler,
     stopping: &'a AtomicBool,
+    // What the bodies of the present request and its answer take.
+    share: Share<'a>,
+    // The present request is HEAD, as far as is known; its answer has no body.
+    is_head: bool,
     // What was read and not used yet.
     buffer: Vec<u8>,
     // What the socket's read time-out is set to; setting it is a system call.
@@ -78,12 +84,15 @@ impl<'a> Connection<'a> {
         limits: &'a HttpLimits,
         handler: &'a dyn Handler,
         stopping: &'a AtomicBool,
+        budget: &'a Budget,
     ) -> Connection<'a> {
         Connection {
             slot,
             limits,
             handler,
             stopping,
+            share: budget.share(),
+            is_head: false,
             buffer: Vec::new(),
             read_timeout: None,
             out: Vec::new(),
@@ -103,6 +112,7 @@ impl<'a> Connection<'a> {
             let method = request.method().clone();
             let version = request.version();
             let response = self.answer(request);
+            let response = self.affordable(response);
             let keep_alive = head.keep_alive && !self.stopping.load(Ordering::SeqCst);
             if self.write(&response, &method, version, keep_alive).is_err() {
                 return Ending::Close;
@@ -110,7 +120,20 @@ impl<'a> Connection<'a> {
             if !keep_alive {
                 return Ending::Linger;
             }
+            self.share.clear();
         }
+    }
+
+    // Clients that ask for much and take it slowly must not fill the memory.
+    fn affordable(&mut self, response: Response) -> Response {
+        if self.share.grow(response.body().len()) {
+            return response;
+        }
+        let detail = "there is no memory for this answer while so many others are being sent";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail)
+            .retry_after(RETRY_AFTER)
+            .outcome_unknown()
+            .response(&RequestId::random())
     }
 
     fn answer(&self, request: super::Request) -> Response {
@@ -133,9 +156,16 @@ impl<'a> Connection<'a> {
 
     fn refuse(&mut self, bad: BadRequest) -> Ending {
         log::debug!("{}: {} {}", self.slot.peer, bad.status, bad.reason);
-        let problem = Problem::new(bad.status, Hop::Gateway, bad.reason);
+        let mut problem = Problem::new(bad.status, Hop::Gateway, bad.reason);
+        if bad.status == StatusCode::SERVICE_UNAVAILABLE {
+            problem = problem.retry_after(RETRY_AFTER);
+        }
         let response = problem.response(&RequestId::random());
-        match self.write(&response, &Method::GET, Version::HTTP_11, false) {
+        let method = match self.is_head {
+            true => Method::HEAD,
+            false => Method::GET,
+        };
+        match self.write(&response, &method, Version::HTTP_11, false) {
             Ok(()) => Ending::Linger,
             Err(_) => Ending::Close,
         }
@@ -143,7 +173,9 @@ impl<'a> Connection<'a> {
 
     fn read_request(&mut self) -> Result<(Head, Bytes), Stop> {
         self.slot.reading.store(true, Ordering::SeqCst);
-        if self.buffer.is_empty() {
+        self.is_head = false;
+        if self.buffer.is_empty() || self.buffer == EMPTY_LINE {
+            self.buffer.clear();
             self.wait_for_request()?;
         }
         let head = self.read_head()?;
@@ -178,12 +210,18 @@ impl<'a> Connection<'a> {
             // RFC 9112, section 2.2: one empty line before a request is to be ignored.
             if first && self.buffer.len() >= 2 {
                 first = false;
-                if self.buffer.starts_with(b"\r\n") {
+                if self.buffer.starts_with(EMPTY_LINE) {
                     self.buffer.drain(..2);
                 }
+                self.is_head = self.buffer.starts_with(b"HEAD ");
+            }
+            // What speaks another protocol need not be waited for.
+            if self.buffer.first().is_some_and(|byte| !begins_head(*byte)) {
+                return Err(BadRequest::new("a request begins with a method").into());
             }
             if !first && let Some(length) = scanner.scan(&self.buffer)? {
                 self.check_head_size(length)?;
+                self.is_head = self.buffer.starts_with(b"HEAD ");
                 let head = head::parse(&self.buffer[..length])?;
                 self.buffer.drain(..length);
                 return Ok(head);
@@ -194,7 +232,15 @@ impl<'a> Connection<'a> {
     }
 
     fn check_head_size(&self, size: usize) -> Result<(), BadRequest> {
-        if size > self.limits.max_head_bytes {
+        let limit = self.limits.max_head_bytes;
+        if size > limit {
+            // RFC 9112, section 3.
+            if !self.buffer[..limit].contains(&b'\r') {
+                return Err(BadRequest::with(
+                    StatusCode::URI_TOO_LONG,
+                    "the request line is over the limit",
+                ));
+            }
             return Err(BadRequest::with(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 "the request line and the headers are over the limit",
@@ -216,11 +262,14 @@ impl<'a> Connection<'a> {
         if body.len() < length {
             self.send_continue(head, body.is_empty())?;
         }
+        self.afford(body.len())?;
         while body.len() < length {
             // Memory follows what really comes, not what was announced.
-            let next = (length - body.len()).min(16 * READ_BYTES);
+            let next = (body.len() / 2).clamp(READ_BYTES, 16 * READ_BYTES);
+            let next = next.min(length - body.len());
             let left = time_left(deadline)?;
-            used(self.append(&mut body, next, left))?;
+            let came = used(self.append(&mut body, next, left))?;
+            self.afford(came)?;
         }
         Ok(body.into())
     }
@@ -232,12 +281,24 @@ impl<'a> Connection<'a> {
             self.send_continue(head, true)?;
         }
         loop {
+            let had = body.len();
             let taken = decoder.decode(&self.buffer, &mut body)?;
+            self.afford(body.len() - had)?;
             self.buffer.drain(..taken);
             if decoder.is_done() {
                 return Ok(body.into());
             }
             self.fill_before(deadline)?;
+        }
+    }
+
+    fn afford(&mut self, bytes: usize) -> Result<(), BadRequest> {
+        match self.share.grow(bytes) {
+            true => Ok(()),
+            false => Err(BadRequest::with(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "there is no memory for this body while so many others are being received",
+            )),
         }
     }
 
@@ -271,6 +332,8 @@ impl<'a> Connection<'a> {
         timeout: Duration,
     ) -> io::Result<usize> {
         let have = buffer.len();
+        // Not the double, as growing by itself would.
+        buffer.reserve_exact(at_most);
         buffer.resize(have + at_most, 0);
         let read = self.read(&mut buffer[have..], timeout);
         buffer.truncate(have + *read.as_ref().unwrap_or(&0));
@@ -328,6 +391,12 @@ impl<'a> Connection<'a> {
         }
         Ok(())
     }
+}
+
+// The first byte of a method, or of the empty line before it. Blanks and the like have errors of
+// their own.
+fn begins_head(byte: u8) -> bool {
+    is_token(byte) || byte == b'\r' || byte == b'\n'
 }
 
 // A deadline for the whole, not a time-out for each read: a byte a second must not hold a thread.

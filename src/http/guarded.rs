@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
+use super::budget::Budget;
 use super::connection::{Connection, Ending, Slot, last_answer};
 use super::linger::Linger;
 use super::problem::Problem;
@@ -45,6 +46,7 @@ pub struct Guarded {
 struct Shared {
     limits: HttpLimits,
     handler: Box<dyn Handler>,
+    budget: Budget,
     stopping: AtomicBool,
     // So that connections can be woken when the server stops.
     slots: Mutex<Vec<Weak<Slot>>>,
@@ -61,6 +63,8 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
     let (trigger, stop) = threads::stop_signal();
     let (linger, linger_thread) = Linger::start(stop.clone())?;
     let shared = Arc::new(Shared {
+        // One body of the largest size must always fit, both ways.
+        budget: Budget::new(limits.max_buffered_bytes.max(2 * limits.max_body_bytes)),
         limits,
         handler: Box::new(handler),
         stopping: AtomicBool::new(false),
@@ -151,7 +155,13 @@ pub(super) fn connect(mut address: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 fn serve(shared: &Shared, linger: &Linger, slot: &Slot) {
-    let connection = Connection::new(slot, &shared.limits, &*shared.handler, &shared.stopping);
+    let connection = Connection::new(
+        slot,
+        &shared.limits,
+        &*shared.handler,
+        &shared.stopping,
+        &shared.budget,
+    );
     if let Ending::Linger = connection.serve() {
         linger.close(Arc::clone(&slot.stream));
     }

@@ -38,6 +38,8 @@ impl BadRequest {
     }
 }
 
+const BAD_TARGET: BadRequest = BadRequest::new("the target is malformed");
+
 /// A checked head.
 #[derive(Debug)]
 pub struct Head {
@@ -103,9 +105,14 @@ pub fn parse(bytes: &[u8]) -> Result<Head, BadRequest> {
         .method
         .and_then(|method| Method::from_bytes(method.as_bytes()).ok())
         .ok_or(BadRequest::new("the method is not a token"))?;
-    let headers = header_map(parsed.headers)?;
-    let host = single_host(&headers, version)?;
-    let uri = target(parsed.path.unwrap_or_default(), &method, host)?;
+    let mut headers = header_map(parsed.headers)?;
+    single_host(&headers, version)?;
+    let uri = target(parsed.path.unwrap_or_default(), &method)?;
+    // RFC 9112, section 3.2.2: an absolute target says what the host is, whatever Host says.
+    if let Some(authority) = uri.authority() {
+        let host = HeaderValue::from_str(authority.as_str());
+        headers.insert(header::HOST, host.map_err(|_| BAD_TARGET)?);
+    }
     let framing = framing(&headers, version)?;
     let expects_continue = expectation(&headers, version)?;
     let keep_alive = wants_keep_alive(&headers, version);
@@ -167,29 +174,67 @@ fn header_map(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, BadRequest> 
 }
 
 // RFC 9112, section 3.2: exactly one Host in HTTP/1.1.
-fn single_host(headers: &HeaderMap, version: Version) -> Result<Option<&str>, BadRequest> {
+fn single_host(headers: &HeaderMap, version: Version) -> Result<(), BadRequest> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(BadRequest::new("more than one Host")),
         (None, _) if version == Version::HTTP_11 => return Err(BadRequest::new("no Host")),
-        (None, _) => return Ok(None),
+        (None, _) => return Ok(()),
         (Some(host), None) => host,
     };
     let bad = BadRequest::new("Host is malformed");
     let host = host.to_str().map_err(|_| bad)?;
     // An empty Host is allowed where the target has no authority either.
-    if !host.is_empty() {
-        let authority: http::uri::Authority = host.parse().map_err(|_| bad)?;
-        if authority.as_str().contains('@') {
-            return Err(bad);
-        }
+    match host.is_empty() || is_authority(host) {
+        true => Ok(()),
+        false => Err(bad),
     }
-    Ok(Some(host))
+}
+
+// RFC 3986, section 3.2, without user information: a name, or an IPv6 address in brackets, and
+// perhaps a port.
+fn is_authority(text: &str) -> bool {
+    let (host_is_fine, rest) = match text.strip_prefix('[') {
+        Some(literal) => match literal.split_once(']') {
+            Some((address, rest)) => (address.parse::<std::net::Ipv6Addr>().is_ok(), rest),
+            None => return false,
+        },
+        None => {
+            let end = text.find(':').unwrap_or(text.len());
+            let (name, rest) = text.split_at(end);
+            (is_name(name.as_bytes()), rest)
+        }
+    };
+    let port_is_fine = match rest.strip_prefix(':') {
+        Some(port) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.len() <= 5,
+        None => rest.is_empty(),
+    };
+    host_is_fine && port_is_fine
+}
+
+fn is_name(mut name: &[u8]) -> bool {
+    if name.is_empty() {
+        return false;
+    }
+    loop {
+        name = match name {
+            [] => return true,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                rest
+            }
+            [byte, rest @ ..]
+                if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) =>
+            {
+                rest
+            }
+            _ => return false,
+        };
+    }
 }
 
 // RFC 9112, section 3.2: the four forms of a target.
-fn target(text: &str, method: &Method, host: Option<&str>) -> Result<Uri, BadRequest> {
-    let bad = BadRequest::new("the target is malformed");
+fn target(text: &str, method: &Method) -> Result<Uri, BadRequest> {
+    let bad = BAD_TARGET;
     if *method == Method::CONNECT {
         return Err(BadRequest::with(
             StatusCode::NOT_IMPLEMENTED,
@@ -211,25 +256,21 @@ fn target(text: &str, method: &Method, host: Option<&str>) -> Result<Uri, BadReq
         return Ok(uri);
     }
     match (uri.scheme_str(), uri.authority()) {
-        // Section 3.2.2: with an absolute target, Host is to be ignored; but a client or a proxy
-        // that sends two different ones is up to no good.
-        (Some("http" | "https"), Some(authority)) => match host {
-            Some(host) if !host.eq_ignore_ascii_case(authority.as_str()) => {
-                Err(BadRequest::new("the target and Host name different hosts"))
-            }
-            _ => Ok(uri),
-        },
+        (Some("http" | "https"), Some(authority)) if is_authority(authority.as_str()) => Ok(uri),
         _ => Err(bad),
     }
 }
 
 fn expectation(headers: &HeaderMap, version: Version) -> Result<bool, BadRequest> {
-    match headers.get(header::EXPECT) {
-        None => Ok(false),
-        // RFC 9110, section 10.1.1: HTTP/1.0 has no 1xx, so the expectation is ignored.
-        Some(_) if version == Version::HTTP_10 => Ok(false),
-        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
-        Some(_) => Err(BadRequest::with(
+    let mut expects = headers.get_all(header::EXPECT).iter();
+    // RFC 9110, section 10.1.1: HTTP/1.0 has no 1xx, so the expectation is ignored.
+    if version == Version::HTTP_10 {
+        return Ok(false);
+    }
+    match (expects.next(), expects.next()) {
+        (None, _) => Ok(false),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
+        _ => Err(BadRequest::with(
             StatusCode::EXPECTATION_FAILED,
             "an expectation other than 100-continue",
         )),
@@ -301,7 +342,16 @@ mod tests {
             ("GET ping HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("GET * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-            ("GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://me@x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET http://x:y/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x:y\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: [zz]\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: a%2x\r\n\r\n", 400),
+            (
+                "GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nExpect: y\r\n\r\n",
+                417,
+            ),
             ("GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
             ("GET /\r\nHost: x\r\n\r\n", 400),
             ("G{T / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
@@ -331,6 +381,13 @@ mod tests {
                 panic!("{text:?}: {}", error.reason);
             }
         }
+    }
+
+    #[test]
+    fn an_absolute_target_says_what_the_host_is() {
+        let head = head("GET http://y:80/a HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        assert_eq!(head.request.headers()[header::HOST], "y:80");
+        assert_eq!(head.request.uri().path(), "/a");
     }
 
     #[test]

@@ -25,6 +25,8 @@ mod embedded_broker;
 mod failures;
 /// HTTP as the two fronts speak it.
 mod fronts;
+/// What strangers may send to the guarded front.
+mod hostile_http;
 /// Any HTTP service through the broker: agents, services, presence.
 mod http_mode;
 /// Parts that start in any order, go away and come back.

@@ -58,6 +58,10 @@ impl Process {
         Process::spawn(own_command(program).args(arguments))
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn output(&self) -> String {
         self.output.lock().unwrap().clone()
     }
