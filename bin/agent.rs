@@ -10,8 +10,8 @@ fn main() -> ExitCode {
     cli::run(|flags: cli::Agent| {
         let settings = AgentSettings::load(&flags)?;
         if flags.check {
-            print!("{settings}");
-            return Ok(());
+            recado::link::check_tls(&settings.broker)?;
+            return cli::print(&settings);
         }
         service::run(|| Agent::start(settings), Agent::stop)
     })

@@ -10,8 +10,8 @@ fn main() -> ExitCode {
     cli::run(|flags: cli::Api1| {
         let settings = GatewaySettings::load(&flags)?;
         if flags.check {
-            print!("{settings}");
-            return Ok(());
+            recado::link::check_tls(&settings.broker)?;
+            return cli::print(&settings);
         }
         service::run(|| Gateway::start(settings), Gateway::stop)
     })

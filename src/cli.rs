@@ -2,6 +2,8 @@
 //!
 //! Every program ends through [`run`], which knows the exit codes: 0 done, 1 failed, 2 usage.
 
+use std::fmt;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -158,6 +160,16 @@ pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode
             }
         }
     }
+}
+
+/// Prints what `--check` found.
+///
+/// Errors: standard output is closed.
+pub fn print(settings: impl fmt::Display) -> Result<()> {
+    write!(std::io::stdout(), "{settings}").map_err(|source| Error::System {
+        action: "write to standard output",
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 //! Precedence: flag, then environment, then file, then default. What leaves this file is valid;
 //! nothing downstream checks a setting again. Nothing here logs or exits.
 
+mod access;
 mod file;
+mod login;
 mod route;
 mod service;
 mod url;
@@ -20,6 +22,9 @@ use crate::cli;
 use crate::error::{Error, Result};
 use crate::topic::Id;
 
+pub use access::{Access, Admission, Token};
+use login::Login;
+pub use login::TlsFiles;
 pub use route::{Mode, Route, TopicTemplate};
 use service::PartService;
 pub use service::{Allow, Service, ServiceMode};
@@ -98,6 +103,8 @@ pub struct GatewaySettings {
     pub presence: bool,
     /// The bounds of the HTTP server.
     pub http: HttpLimits,
+    /// Who may call.
+    pub access: Access,
     /// The routes.
     pub routes: Vec<Route>,
 }
@@ -132,10 +139,14 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Errors: it is no such URL ([`Error::Usage`]); its text, which may hold a password, is not
 /// repeated.
 pub fn broker_url(flag: Option<&str>) -> Result<BrokerUrl> {
+    broker_with(flag, Login::default())
+}
+
+fn broker_with(flag: Option<&str>, login: Login) -> Result<BrokerUrl> {
     flag.unwrap_or(DEFAULT_BROKER)
         .parse::<BrokerUrl>()
-        .map(BrokerUrl::with_credentials_from_environment)
         .map_err(|reason| Error::Usage(format!("--broker or RECADO_BROKER: {reason}")))
+        .and_then(|url| login.complete(url))
 }
 
 /// Reads an address to listen on: `127.0.0.1:5000`, `localhost:5000`, `[::1]:0`.
@@ -153,11 +164,27 @@ fn resolve(text: &str) -> Option<SocketAddr> {
     text.to_socket_addrs().ok()?.next()
 }
 
-fn broker(flag: Option<&str>, file: Option<BrokerUrl>) -> Result<BrokerUrl> {
+fn broker(flag: Option<&str>, file: Option<BrokerUrl>, login: Login) -> Result<BrokerUrl> {
     match (flag, file) {
-        (None, Some(url)) => Ok(url.with_credentials_from_environment()),
-        (flag, _) => broker_url(flag),
+        (None, Some(url)) => login.complete(url),
+        (flag, _) => broker_with(flag, login),
     }
+}
+
+// A name that no token has would shut everybody out, unnoticed.
+fn check_tokens(routes: &[Route], access: &Access, place: &str) -> Result<()> {
+    let known = |name: &String| access.tokens.iter().any(|token| token.name == *name);
+    for route in routes {
+        if let Admission::Tokens(names) = &route.admission
+            && let Some(unknown) = names.iter().find(|name| !known(name))
+        {
+            return Err(Error::Setting {
+                place: format!("{place}, key tokens"),
+                message: format!("found {unknown:?}, which no token in tokens_file is named"),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn no_repeats<'a>(
@@ -205,8 +232,16 @@ impl GatewaySettings {
         });
         // A reply in JSON mode is told by its topic alone which route it belongs to.
         no_repeats(place, "response_topic", response_topics)?;
+        let access = file.access.load()?;
+        check_tokens(&routes, &access, &place())?;
+        let login = Login {
+            username: file.username,
+            password_file: file.password_file,
+            tls: file.tls,
+        };
         Ok(GatewaySettings {
-            broker: broker(flags.broker.as_deref(), file.broker)?,
+            access,
+            broker: broker(flags.broker.as_deref(), file.broker, login)?,
             listen,
             id: file.id,
             front: flags.front.or(file.front).unwrap_or_default(),
@@ -267,8 +302,13 @@ impl AgentSettings {
                 .iter()
                 .map(|service| service.request_topic.as_str()),
         )?;
+        let login = Login {
+            username: file.username,
+            password_file: file.password_file,
+            tls: file.tls,
+        };
         Ok(AgentSettings {
-            broker: broker(flags.broker.as_deref(), file.broker)?,
+            broker: broker(flags.broker.as_deref(), file.broker, login)?,
             id,
             keep_alive: file
                 .keep_alive_s
@@ -283,6 +323,24 @@ impl AgentSettings {
             services,
         })
     }
+}
+
+fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
+    let files = broker.tls_files();
+    if *files == TlsFiles::default() {
+        return Ok(());
+    }
+    writeln!(f, "\n[tls]")?;
+    for (key, file) in [
+        ("ca_file", &files.ca_file),
+        ("certificate_file", &files.certificate_file),
+        ("key_file", &files.key_file),
+    ] {
+        if let Some(file) = file {
+            writeln!(f, "{key} = {file:?}")?;
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for GatewaySettings {
@@ -306,6 +364,20 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
         writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
         writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;
+        write_tls(f, &self.broker)?;
+        writeln!(f, "\n[access]")?;
+        let access = &self.access;
+        if let Some(file) = &access.tokens_file {
+            writeln!(f, "tokens_file = {file:?}")?;
+        }
+        let names: Vec<&str> = access.tokens.iter().map(|it| it.name.as_str()).collect();
+        writeln!(f, "# tokens: {names:?}")?;
+        let proxies: Vec<String> = access
+            .trusted_proxies
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        writeln!(f, "trusted_proxies = {proxies:?}")?;
         for route in &self.routes {
             writeln!(f, "\n[[route]]\npath = \"{}\"", route.path)?;
             if !route.methods.is_empty() {
@@ -321,6 +393,11 @@ impl fmt::Display for GatewaySettings {
             }
             writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
             writeln!(f, "qos = {}", route.qos)?;
+            match &route.admission {
+                Admission::Public => writeln!(f, "access = \"public\"")?,
+                Admission::AnyToken => writeln!(f, "access = \"token\"")?,
+                Admission::Tokens(names) => writeln!(f, "tokens = {names:?}")?,
+            }
         }
         Ok(())
     }
@@ -335,6 +412,7 @@ impl fmt::Display for AgentSettings {
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
         writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
+        write_tls(f, &self.broker)?;
         for service in &self.services {
             match &service.name {
                 Some(name) => writeln!(f, "\n[[service]]\nname = \"{name}\"")?,

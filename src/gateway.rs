@@ -4,9 +4,11 @@
 //! waiter's channel. The reply comes in on the `mqtt` thread, which only looks the waiter up and
 //! hands it over. The order is what makes it correct: a reply can't overtake its own waiter.
 
+mod access;
 mod forward;
 mod inbox;
 mod json;
+mod onward;
 pub(crate) mod presence;
 mod probe;
 mod router;
@@ -20,7 +22,7 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{Front as FrontKind, GatewaySettings, Mode};
+use crate::config::{Access, Admission, Front as FrontKind, GatewaySettings, Mode};
 use crate::error::{Error, Result};
 use crate::http::problem::{Problem, RETRY_AFTER};
 use crate::http::{Client, Front, Request, RequestId, Response, X_REQUEST_ID, guarded, tiny};
@@ -28,6 +30,7 @@ use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
 use crate::logging::excerpt;
 use crate::message::{Hop, JSON};
 use crate::topic::Id;
+use access::Caller;
 use inbox::{Inboxes, Timing};
 use presence::Presence;
 use router::{Endpoint, Found, Router};
@@ -57,6 +60,12 @@ impl Gateway {
     /// ([`Error::Usage`]), or what [`Link::start`] and the fronts return.
     pub fn start(settings: GatewaySettings) -> Result<Gateway> {
         let listener = bind(settings.listen)?;
+        if !settings.listen.ip().is_loopback() && settings.access.tokens.is_empty() {
+            log::warn!(
+                "listening on {} without tokens: whoever reaches it may call every agent; set tokens_file in [access]",
+                settings.listen
+            );
+        }
         let (link, shared) = Shared::start(&settings)?;
         let handler = move |request: Request, client: &Client<'_>| shared.handle(&request, client);
         let front: Box<dyn Front> = match settings.front {
@@ -108,6 +117,7 @@ struct Shared {
     router: Router,
     inboxes: Arc<Inboxes>,
     presence: Arc<Presence>,
+    access: Access,
 }
 
 /// A request that leads to a route.
@@ -116,6 +126,7 @@ struct Asked<'a> {
     found: &'a Found<'a>,
     request: &'a Request,
     client: &'a Client<'a>,
+    caller: Caller<'a>,
     id: &'a RequestId,
     begun: Instant,
 }
@@ -172,6 +183,7 @@ impl Shared {
             router,
             inboxes,
             presence,
+            access: settings.access.clone(),
         };
         Ok((link, shared))
     }
@@ -213,6 +225,12 @@ impl Shared {
         id: &RequestId,
         begun: Instant,
     ) -> std::result::Result<Answer, Problem> {
+        let admission = match found.endpoint {
+            Endpoint::Health | Endpoint::Ready => &Admission::Public,
+            Endpoint::Agents | Endpoint::Agent => &Admission::AnyToken,
+            Endpoint::Route(route) => &self.router.routes()[route].admission,
+        };
+        let caller = access::admit(&self.access, admission, request.headers())?;
         match found.endpoint {
             Endpoint::Health => Ok(status_document("ok").into()),
             Endpoint::Ready => self.ready().map(|()| status_document("ready").into()),
@@ -228,6 +246,7 @@ impl Shared {
                     found,
                     request,
                     client,
+                    caller,
                     id,
                     begun,
                 };

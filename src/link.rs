@@ -20,6 +20,7 @@
 
 mod driver;
 mod outgoing;
+mod tls;
 mod wire;
 
 use std::fmt;
@@ -292,6 +293,16 @@ pub struct Link {
     trigger: StopTrigger,
     unsubscribed: Receiver<()>,
     thread: JoinHandle<()>,
+}
+
+/// Looks whether the files that a broker's URL needs for TLS can be used.
+///
+/// Errors: they can't ([`Error::Tls`](crate::error::Error::Tls)).
+pub fn check_tls(broker: &BrokerUrl) -> Result<()> {
+    match broker.is_tls() {
+        true => tls::transport(broker.tls_files()).map(|_| ()),
+        false => Ok(()),
+    }
 }
 
 impl Link {

@@ -52,6 +52,7 @@ impl Key {
                 name == "method"
                     || name == "target"
                     || field.starts_with("authorization:")
+                    || field.starts_with("x-recado-caller:")
                     || field.starts_with("cookie:")
             });
             let asked = (

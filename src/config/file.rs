@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::access::{Admission, RawAccess};
+use super::login::TlsFiles;
 use super::service::{PartService, RawDirect};
 use super::{BrokerUrl, Front, HttpLimits, UpstreamUrl};
 use crate::error::{Error, Result};
@@ -88,6 +90,9 @@ pub(super) type Count = Within<1, 65_535>;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Gateway {
     pub broker: Option<BrokerUrl>,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub tls: TlsFiles,
     pub listen: Option<ListenAddress>,
     pub id: Option<Id>,
     pub front: Option<Front>,
@@ -95,6 +100,7 @@ pub(super) struct Gateway {
     pub max_waiting: Option<Count>,
     pub presence: Option<bool>,
     pub http: Http,
+    pub access: RawAccess,
     pub route: Option<Vec<Route>>,
 }
 
@@ -156,6 +162,15 @@ struct RawRoute {
     response_topic: Option<Topic>,
     timeout_ms: Option<TimeoutMs>,
     qos: Option<Within<0, 1>>,
+    access: Option<AccessName>,
+    tokens: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum AccessName {
+    Public,
+    Token,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -200,7 +215,16 @@ impl TryFrom<RawRoute> for Route {
                 return Err("response_topic: a route with mode = \"json\" needs one".into());
             }
         };
+        let admission = match (raw.access, raw.tokens) {
+            (Some(AccessName::Public), Some(_)) => {
+                return Err("tokens: a route with access = \"public\" needs none".into());
+            }
+            (Some(AccessName::Public), None) => Admission::Public,
+            (_, Some(names)) => Admission::Tokens(names),
+            (_, None) => Admission::AnyToken,
+        };
         Ok(Route(super::Route {
+            admission,
             path: raw.path,
             methods: raw.methods.into_iter().map(|method| method.0).collect(),
             request_topic: raw.request_topic.0,
@@ -247,6 +271,9 @@ impl TryFrom<String> for MethodName {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Agent {
     pub broker: Option<BrokerUrl>,
+    pub username: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub tls: TlsFiles,
     pub upstream: Option<UpstreamUrl>,
     pub id: Option<Id>,
     pub keep_alive_s: Option<KeepAliveS>,

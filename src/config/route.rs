@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::Method;
 
+use super::Admission;
 use crate::message::Qos;
 use crate::topic::{Id, InvalidTopic, Topic};
 
@@ -37,6 +38,8 @@ pub struct Route {
     pub timeout: Duration,
     /// With which quality of service requests are published.
     pub qos: Qos,
+    /// Who may call it.
+    pub admission: Admission,
 }
 
 impl Route {
@@ -56,6 +59,7 @@ impl Route {
             },
             timeout: super::DEFAULT_TIMEOUT,
             qos: Qos::AtMostOnce,
+            admission: Admission::AnyToken,
         }
     }
 

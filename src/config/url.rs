@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use super::login::TlsFiles;
+
 /// Where the broker is and who we are there: `mqtt://host:1883`, `mqtts://host:8883`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -12,6 +14,7 @@ pub struct BrokerUrl {
     port: u16,
     tls: bool,
     credentials: Option<(String, String)>,
+    tls_files: TlsFiles,
 }
 
 impl BrokerUrl {
@@ -37,17 +40,22 @@ impl BrokerUrl {
             .map(|(username, password)| (username.as_str(), password.as_str()))
     }
 
-    /// `RECADO_MQTT_USERNAME` and `RECADO_MQTT_PASSWORD`, each where set, replace what the URL
-    /// says.
-    pub fn with_credentials_from_environment(mut self) -> BrokerUrl {
-        let username = std::env::var("RECADO_MQTT_USERNAME").ok();
-        let password = std::env::var("RECADO_MQTT_PASSWORD").ok();
+    /// The certificates of the TLS connection.
+    pub fn tls_files(&self) -> &TlsFiles {
+        &self.tls_files
+    }
+
+    pub(super) fn set_tls_files(&mut self, files: TlsFiles) {
+        self.tls_files = files;
+    }
+
+    /// User name and password, each where given, replace what the URL says.
+    pub(super) fn set_credentials(&mut self, username: Option<String>, password: Option<String>) {
         if username.is_some() || password.is_some() {
             let (own_username, own_password) = self.credentials.take().unwrap_or_default();
             let username = username.unwrap_or(own_username);
             self.credentials = Some((username, password.unwrap_or(own_password)));
         }
-        self
     }
 }
 
@@ -96,6 +104,7 @@ impl std::str::FromStr for BrokerUrl {
             port,
             tls,
             credentials,
+            tls_files: TlsFiles::default(),
         })
     }
 }

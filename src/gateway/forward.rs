@@ -1,23 +1,20 @@
 //! HTTP mode: any HTTP request to an agent, as if the service behind it were here.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, StatusCode};
 
 use super::inbox::{Call, bad_reply, random_correlation};
+use super::onward::{append, onward};
 use super::presence::Target;
 use super::{Answer, Asked, Shared, broker_away, no_agent};
+use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::http::{Request, RequestId, X_REQUEST_ID};
-use crate::message::http::{read_reply, strip_hop_by_hop, write_request};
+use crate::message::http::{read_reply, write_request};
 use crate::message::{ERROR, Hop, request_properties};
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 impl Shared {
@@ -28,6 +25,7 @@ impl Shared {
             found,
             request,
             client,
+            caller,
             id,
             begun,
         } = *asked;
@@ -51,7 +49,8 @@ impl Shared {
         let time_left = timeout.saturating_sub(begun.elapsed());
         let mut properties = request_properties(inbox.topic(), correlation, time_left);
         properties.content_type = None;
-        let onward = onward(request, client.peer, id);
+        let trusted = self.access.trusts(client.peer);
+        let onward = onward(request, client.peer, trusted, caller, id);
         write_request(&onward, &target, &mut properties);
         log::debug!(
             "request {id}: {} {target} to {topic} as {correlation:?}",
@@ -119,45 +118,10 @@ fn refuse_upgrade(headers: &HeaderMap) -> std::result::Result<(), Problem> {
     ))
 }
 
-// The request as the agent's side gets it: told who asked and for which host, the host itself
-// left for the agent to say.
-fn onward(request: &Request, peer: SocketAddr, id: &RequestId) -> Request {
-    let mut onward = Request::new(request.body().clone());
-    *onward.method_mut() = request.method().clone();
-    let headers = onward.headers_mut();
-    *headers = request.headers().clone();
-    // Before anything is added: a client must not be able to take it away again.
-    strip_hop_by_hop(headers);
-    if let Some(host) = headers.remove(header::HOST) {
-        headers.insert(FORWARDED_HOST, host);
-    }
-    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
-    append(headers, FORWARDED_FOR, &peer.ip().to_string());
-    append(headers, header::VIA, "1.1 recado");
-    if let Some(value) = id.header() {
-        headers.insert(X_REQUEST_ID, value);
-    }
-    onward
-}
-
-// Adds to a list field, in one line with what is there.
-fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    let before: Vec<&str> = headers
-        .get_all(&name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .collect();
-    let list = match before.is_empty() {
-        true => value.to_owned(),
-        false => format!("{}, {value}", before.join(", ")),
-    };
-    if let Ok(value) = HeaderValue::from_str(&list) {
-        headers.insert(name, value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn request(fields: &[(&'static str, &str)]) -> Request {
@@ -180,24 +144,6 @@ mod tests {
         assert_eq!(wait("wait=100"), 3);
         assert_eq!(wait("wait=-1"), 3);
         assert_eq!(wait("wait"), 3);
-    }
-
-    #[test]
-    fn the_other_side_learns_who_asked() {
-        let peer = SocketAddr::from(([192, 0, 2, 1], 99));
-        let asked = request(&[
-            ("host", "example.org:5000"),
-            ("x-forwarded-for", "10.0.0.1"),
-            ("x-forwarded-host", "forged"),
-            ("via", "1.0 other"),
-        ]);
-        let onward = onward(&asked, peer, &RequestId::random());
-        let headers = onward.headers();
-        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 192.0.2.1");
-        assert_eq!(headers["x-forwarded-host"], "example.org:5000");
-        assert_eq!(headers["x-forwarded-proto"], "http");
-        assert_eq!(headers["via"], "1.0 other, 1.1 recado");
-        assert!(!headers.contains_key("host"));
     }
 
     #[test]

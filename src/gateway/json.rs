@@ -22,6 +22,7 @@ impl Shared {
             client,
             id,
             begun,
+            ..
         } = *asked;
         let route = &self.router.routes()[number];
         let topic = self.router.topic(number, found)?;

@@ -37,6 +37,8 @@ pub struct Problem {
     pub retry_after: Option<Duration>,
     /// The methods that the resource does allow, with 405.
     pub allow: Option<String>,
+    /// How the client may say who it is, with 401 and 403 (RFC 9110, section 11.6.1).
+    pub authenticate: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -61,6 +63,7 @@ impl Problem {
             outcome: Outcome::NotExecuted,
             retry_after: None,
             allow: None,
+            authenticate: None,
         }
     }
 
@@ -73,6 +76,12 @@ impl Problem {
     /// The same, with the advice to try again after `delay`.
     pub fn retry_after(mut self, delay: Duration) -> Problem {
         self.retry_after = Some(delay);
+        self
+    }
+
+    /// The same, with a challenge.
+    pub fn authenticate(mut self, challenge: &'static str) -> Problem {
+        self.authenticate = Some(challenge);
         self
     }
 
@@ -129,6 +138,10 @@ impl Problem {
         if let Some(delay) = self.retry_after {
             let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(challenge) = self.authenticate {
+            let challenge = HeaderValue::from_static(challenge);
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(methods) = &self.allow
             && let Ok(value) = HeaderValue::from_str(methods)

@@ -1,16 +1,13 @@
 //! Between this crate's types and rumqttc's.
 
-#[cfg(feature = "tls")]
-use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::Transport;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, LastWill, Publish, PublishProperties};
 use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
 
-use super::{BrokerLimits, LinkOptions, PublishError};
-use crate::error::{Error, Result, chain};
+use super::{BrokerLimits, LinkOptions, PublishError, tls};
+use crate::error::{Result, chain};
 use crate::message::{Message, Properties, Qos};
 
 /// How long one attempt to connect may take, in whole seconds.
@@ -53,49 +50,20 @@ pub(super) fn mqtt_options(options: &LinkOptions) -> Result<MqttOptions> {
         mqtt.set_credentials(username, password);
     }
     if broker.is_tls() {
-        mqtt.set_transport(tls_transport()?);
+        mqtt.set_transport(tls::transport(broker.tls_files())?);
     }
     Ok(mqtt)
 }
 
-#[cfg(feature = "tls")]
-fn tls_transport() -> Result<Transport> {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        let reason = found
-            .errors
-            .first()
-            .map(|error| chain(error))
-            .unwrap_or_default();
-        return Err(Error::Tls(format!(
-            "this system has no trusted root certificates (package ca-certificates) {reason}"
-        )));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Tls(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Transport::tls_with_config(
-        rumqttc::TlsConfiguration::Rustls(Arc::new(config)),
-    ))
-}
-
-#[cfg(not(feature = "tls"))]
-fn tls_transport() -> Result<Transport> {
-    Err(Error::Tls(
-        "this program was built without the feature tls".into(),
-    ))
-}
-
 pub(super) fn describe(error: &ConnectionError) -> String {
     match error {
+        ConnectionError::ConnectionRefused(
+            code @ (ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized),
+        ) => format!("the broker refused the connection: {code:?}; check user name and password"),
         ConnectionError::ConnectionRefused(code) => {
             format!("the broker refused the connection: {code:?}")
         }
+        ConnectionError::Tls(error) => tls::describe(&chain(error)),
         ConnectionError::Timeout(_) => "connecting timed out".into(),
         ConnectionError::Io(error) => chain(error),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {

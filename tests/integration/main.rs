@@ -9,6 +9,8 @@
 #[macro_use]
 mod support;
 
+/// Who may call api_1, and what the other side learns of it.
+mod access;
 /// Brokers that lack something, or refuse.
 mod brokers;
 /// Agents and brokers that come and go under load.

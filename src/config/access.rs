@@ -1,0 +1,152 @@
+//! Who may call api_1: bearer tokens, and the proxies that are believed.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The shortest token, in characters: shorter ones can be guessed.
+const MIN_TOKEN: usize = 16;
+
+/// Who may call a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Everybody.
+    Public,
+    /// Whoever has a token, if there are any tokens; else everybody.
+    AnyToken,
+    /// Whoever has one of the tokens with these names.
+    Tokens(Vec<String>),
+}
+
+/// A token and its name, so that one of several can be withdrawn.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What log lines and the upstream know its owner by.
+    pub name: String,
+    /// The secret.
+    pub secret: String,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:***", self.name)
+    }
+}
+
+/// Who may call, and who is believed.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// The tokens; empty: no route needs one.
+    pub tokens: Vec<Token>,
+    /// Where the tokens came from.
+    pub tokens_file: Option<PathBuf>,
+    /// Whose `X-Forwarded-*` and `Forwarded` fields are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Access {
+    /// Whether a peer's word on whom it forwards for is believed.
+    pub fn trusts(&self, peer: SocketAddr) -> bool {
+        // A socket that listens on :: sees IPv4 clients in IPv6 clothes.
+        let address = peer.ip().to_canonical();
+        self.trusted_proxies
+            .iter()
+            .any(|net| net.contains(&address))
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawAccess {
+    tokens_file: Option<PathBuf>,
+    trusted_proxies: Vec<Proxy>,
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct Proxy(IpNet);
+
+impl TryFrom<String> for Proxy {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Proxy, String> {
+        let alone = || text.parse::<IpAddr>().map(IpNet::from).ok();
+        let net = text.parse().ok().or_else(alone);
+        net.map(Proxy).ok_or_else(|| {
+            format!("found {text:?}, allowed is an address or a network such as \"10.0.0.0/8\"")
+        })
+    }
+}
+
+impl RawAccess {
+    /// Reads the tokens.
+    ///
+    /// Errors: the file can't be read, or a line of it is wrong.
+    pub fn load(self) -> Result<Access> {
+        let tokens = match &self.tokens_file {
+            Some(path) => read_tokens(path)?,
+            None => Vec::new(),
+        };
+        Ok(Access {
+            tokens,
+            tokens_file: self.tokens_file,
+            trusted_proxies: self.trusted_proxies.into_iter().map(|it| it.0).collect(),
+        })
+    }
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<Token>> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut tokens: Vec<Token> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        // The line is not shown: it may hold a token.
+        let wrong = |message: &str| Error::Setting {
+            place: format!("{} line {}", path.display(), number + 1),
+            message: message.into(),
+        };
+        let mut words = line.split_whitespace();
+        let (Some(name), Some(secret), None) = (words.next(), words.next(), words.next()) else {
+            return Err(wrong("allowed is a name, a space and a token"));
+        };
+        // RFC 6750, section 2.1.
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+        if secret.len() < MIN_TOKEN || !secret.bytes().all(fits) {
+            return Err(wrong(
+                "a token is 16 or more of A-Z a-z 0-9 - . _ ~ + / =, for example from \
+                 `openssl rand -hex 32`",
+            ));
+        }
+        if crate::topic::Id::new(name).is_err() {
+            return Err(wrong("a name is 1 to 64 of A-Z a-z 0-9 _ -"));
+        }
+        if tokens
+            .iter()
+            .any(|it| it.name == name || it.secret == secret)
+        {
+            return Err(wrong("this name or this token is there twice"));
+        }
+        tokens.push(Token {
+            name: name.into(),
+            secret: secret.into(),
+        });
+    }
+    match tokens.is_empty() {
+        true => Err(Error::Setting {
+            place: path.display().to_string(),
+            message: "there is no token in it".into(),
+        }),
+        false => Ok(tokens),
+    }
+}

@@ -1,0 +1,138 @@
+//! A request as the agent's side gets it: told who asked, and for which host. Pure.
+
+use std::net::SocketAddr;
+
+use http::HeaderMap;
+use http::header::{self, HeaderName, HeaderValue};
+
+use super::access::Caller;
+use crate::http::{Request, RequestId, X_REQUEST_ID};
+use crate::message::http::strip_hop_by_hop;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The name of the token that a request came with; the token itself stays here.
+const CALLER: HeaderName = HeaderName::from_static("x-recado-caller");
+
+/// The request to pass on for `peer`, whose own word on whom it forwards for counts only if it is
+/// `trusted`.
+pub(super) fn onward(
+    request: &Request,
+    peer: SocketAddr,
+    trusted: bool,
+    caller: Caller<'_>,
+    id: &RequestId,
+) -> Request {
+    let mut onward = Request::new(request.body().clone());
+    *onward.method_mut() = request.method().clone();
+    let headers = onward.headers_mut();
+    *headers = request.headers().clone();
+    // Before anything is added: a client must not be able to take it away again.
+    strip_hop_by_hop(headers);
+    if !trusted {
+        for name in [
+            FORWARDED_FOR,
+            FORWARDED_HOST,
+            FORWARDED_PROTO,
+            header::FORWARDED,
+        ] {
+            headers.remove(name);
+        }
+    }
+    // The host is for the agent to say.
+    let host = headers.remove(header::HOST);
+    if let Some(host) = host.filter(|_| !headers.contains_key(FORWARDED_HOST)) {
+        headers.insert(FORWARDED_HOST, host);
+    }
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    append(
+        headers,
+        FORWARDED_FOR,
+        &peer.ip().to_canonical().to_string(),
+    );
+    append(headers, header::VIA, "1.1 recado");
+    if let Some(value) = id.header() {
+        headers.insert(X_REQUEST_ID, value);
+    }
+    headers.remove(CALLER);
+    if let Caller::Known(name) = caller {
+        headers.remove(header::AUTHORIZATION);
+        if let Ok(name) = HeaderValue::from_str(name) {
+            headers.insert(CALLER, name);
+        }
+    }
+    onward
+}
+
+/// Adds to a list field, in one line with what is there.
+pub(super) fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    let before: Vec<&str> = headers
+        .get_all(&name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
+    let list = match before.is_empty() {
+        true => value.to_owned(),
+        false => format!("{}, {value}", before.join(", ")),
+    };
+    if let Ok(value) = HeaderValue::from_str(&list) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed_on(trusted: bool, caller: Caller<'_>) -> HeaderMap {
+        let mut request = Request::default();
+        for (name, value) in [
+            ("host", "example.org:5000"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=10.0.0.1"),
+            ("via", "1.0 other"),
+            ("authorization", "Bearer secret"),
+            ("x-recado-caller", "forged"),
+        ] {
+            let value = HeaderValue::from_static(value);
+            request.headers_mut().append(name, value);
+        }
+        let peer = SocketAddr::from(([192, 0, 2, 1], 99));
+        let onward = onward(&request, peer, trusted, caller, &RequestId::random());
+        onward.headers().clone()
+    }
+
+    #[test]
+    fn a_strangers_word_does_not_count() {
+        let headers = passed_on(false, Caller::Anybody);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1");
+        assert_eq!(headers["x-forwarded-host"], "example.org:5000");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["via"], "1.0 other, 1.1 recado");
+        assert!(!headers.contains_key("host"));
+        assert!(!headers.contains_key("forwarded"));
+        assert!(!headers.contains_key("x-recado-caller"));
+        assert_eq!(headers["authorization"], "Bearer secret");
+    }
+
+    #[test]
+    fn a_trusted_proxys_word_does() {
+        let headers = passed_on(true, Caller::Known("anna"));
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 192.0.2.1");
+        assert_eq!(headers["x-forwarded-host"], "shop.example");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["forwarded"], "for=10.0.0.1");
+    }
+
+    #[test]
+    fn a_token_stays_here() {
+        let headers = passed_on(false, Caller::Known("anna"));
+        assert!(!headers.contains_key("authorization"));
+        assert_eq!(headers["x-recado-caller"], "anna");
+    }
+}

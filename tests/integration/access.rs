@@ -1,0 +1,149 @@
+use std::path::PathBuf;
+use std::process::Command;
+
+use recado::gateway::Gateway;
+
+use crate::http_mode::{ask, start_upstream, stop};
+use crate::support::http::{Answer, get};
+use crate::support::process::{Process, own_command};
+use crate::support::{Kind, TestBroker, gateway_settings_of, start_agent, start_gateway_with};
+
+const ANNA: &str = "0123456789abcdef-anna";
+const BEN: &str = "0123456789abcdef-ben";
+
+struct TokensFile(PathBuf);
+
+impl TokensFile {
+    fn new(name: &str, text: &str) -> TokensFile {
+        let file = format!("recado-tokens-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(file);
+        std::fs::write(&path, text).unwrap();
+        TokensFile(path)
+    }
+
+    fn setting(&self) -> String {
+        format!("[access]\ntokens_file = {:?}\n", self.0)
+    }
+}
+
+impl Drop for TokensFile {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+    }
+}
+
+fn asked_with(gateway: &Gateway, target: &str, token: &str, further: &str) -> Answer {
+    let fields = format!("Authorization: Bearer {token}\r\n{further}");
+    ask(gateway.address(), "POST", target, &fields, b"body")
+}
+
+#[test]
+fn only_who_has_a_token_may_call() {
+    let tokens = TokensFile::new(
+        "call",
+        &format!("# who may call\n\nanna {ANNA}\nben\t{BEN}\n"),
+    );
+    let routes = r#"
+        [[route]]
+        path = "/agents/{id}/{*path}"
+        request_topic = "recado/agents/{id}/request"
+        mode = "http"
+        [[route]]
+        path = "/bens/{id}/{*path}"
+        request_topic = "recado/agents/{id}/request"
+        mode = "http"
+        tokens = ["ben"]
+        [[route]]
+        path = "/open/{id}/{*path}"
+        request_topic = "recado/agents/{id}/request"
+        mode = "http"
+        access = "public"
+    "#;
+    let broker = TestBroker::start(Kind::Embedded);
+    let upstream = start_upstream();
+    let agent = start_agent(&broker, upstream.address());
+    let settings = tokens.setting() + routes;
+    let gateway = start_gateway_with(gateway_settings_of(&broker.url(), &settings));
+
+    for path in ["/agents/demo/x", "/agents", "/agents/demo", "/bens/demo/x"] {
+        let refused = get(gateway.address(), path);
+        assert_eq!(refused.status, 401, "{path}");
+        assert_eq!(refused.json()["outcome"], "not-executed");
+        let challenge = refused.header("www-authenticate");
+        assert_eq!(challenge, Some("Bearer realm=\"recado\""));
+    }
+    assert_eq!(get(gateway.address(), "/healthz").status, 200);
+    assert_eq!(
+        asked_with(&gateway, "/agents/demo/x", "nobodys-0123456789", "").status,
+        401
+    );
+    assert_eq!(asked_with(&gateway, "/bens/demo/x", ANNA, "").status, 403);
+
+    let forged = "X-Recado-Caller: ben\r\n";
+    let passed = asked_with(&gateway, "/agents/demo/x", ANNA, forged);
+    assert_eq!(passed.status, 200);
+    assert!(
+        passed.text().contains("x-recado-caller: \"anna\"\n"),
+        "{}",
+        passed.text()
+    );
+    assert!(
+        !passed.text().contains("authorization"),
+        "{}",
+        passed.text()
+    );
+    assert!(!passed.text().contains("\"ben\""), "{}", passed.text());
+    assert_eq!(asked_with(&gateway, "/bens/demo/x", BEN, "").status, 200);
+
+    // There the field is the upstream's.
+    let open = asked_with(&gateway, "/open/demo/x", "anything", "");
+    assert!(
+        open.text().contains("authorization: \"Bearer anything\""),
+        "{}",
+        open.text()
+    );
+
+    // Nobody gets the answer to another's question.
+    let key = "Idempotency-Key: one\r\n";
+    for (token, name) in [(ANNA, "anna"), (BEN, "ben"), (ANNA, "anna")] {
+        let answer = asked_with(&gateway, "/agents/demo/x", token, key);
+        let own = format!("x-recado-caller: \"{name}\"");
+        assert!(answer.text().contains(&own), "{}", answer.text());
+    }
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(upstream);
+}
+
+#[test]
+fn a_bad_tokens_file_is_refused_without_showing_it() {
+    for (name, text, wanted) in [
+        ("short", "anna hush", "line 1: a token is 16 or more"),
+        ("one", "\nhush-hush-hush-hush", "line 2: allowed is a name"),
+        (
+            "twice",
+            "a hush-hush-hush-hush\nb hush-hush-hush-hush",
+            "line 2: this name",
+        ),
+        ("empty", "# hush\n", "there is no token in it"),
+    ] {
+        let tokens = TokensFile::new(name, text);
+        let config = TokensFile::new(&format!("{name}-config"), &tokens.setting());
+        let mut command: Command = own_command("api_1");
+        command.args(["--check", "--config", config.0.to_str().unwrap()]);
+        let (status, output) = Process::spawn(&mut command).wait();
+        assert_eq!(status.code(), Some(1), "{name}");
+        assert!(output.contains(wanted), "{name}: {output}");
+        assert!(!output.contains("hush"), "{name}: {output}");
+    }
+}
+
+#[test]
+fn listening_to_everybody_without_tokens_is_worth_a_warning() {
+    let arguments = ["--broker", "mqtt://127.0.0.1:1", "--listen"];
+    let open = Process::own("api_1", &[&arguments[..], &["0.0.0.0:0"]].concat());
+    open.wait_for_output("without tokens: whoever reaches it");
+    let local = Process::own("api_1", &[&arguments[..], &["127.0.0.1:0"]].concat());
+    local.address();
+    assert!(!local.output().contains("without tokens"));
+}
