@@ -6,6 +6,7 @@ use crate::config::TlsFiles;
 use crate::error::{Error, Result};
 
 /// Says what a failed handshake means.
+#[cfg(feature = "tls")]
 pub(super) fn describe(reason: &str) -> String {
     let advice = match reason {
         _ if reason.contains("UnknownIssuer") => {

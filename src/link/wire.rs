@@ -63,6 +63,7 @@ pub(super) fn describe(error: &ConnectionError) -> String {
         ConnectionError::ConnectionRefused(code) => {
             format!("the broker refused the connection: {code:?}")
         }
+        #[cfg(feature = "tls")]
         ConnectionError::Tls(error) => tls::describe(&chain(error)),
         ConnectionError::Timeout(_) => "connecting timed out".into(),
         ConnectionError::Io(error) => chain(error),

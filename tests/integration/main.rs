@@ -29,6 +29,8 @@ mod failures;
 mod fronts;
 /// What strangers may send to the guarded front.
 mod hostile_http;
+/// What others at the broker may send to an agent.
+mod hostile_mqtt;
 /// Any HTTP service through the broker: agents, services, presence.
 mod http_mode;
 /// Parts that start in any order, go away and come back.

@@ -21,13 +21,13 @@ on_each_broker!(
 );
 
 /// An MQTT 5 peer that sends and receives whatever a test wants.
-struct Peer {
+pub struct Peer {
     link: Option<Link>,
     messages: Receiver<Message>,
 }
 
 impl Peer {
-    fn start(broker: &TestBroker, filters: &[&str]) -> Peer {
+    pub fn start(broker: &TestBroker, filters: &[&str]) -> Peer {
         static NUMBER: Mutex<u32> = Mutex::new(0);
         let number = {
             let mut number = NUMBER.lock().unwrap();
@@ -68,11 +68,19 @@ impl Peer {
         }
     }
 
-    fn receive(&self) -> Message {
+    pub fn receive(&self) -> Message {
         self.messages.recv_timeout(PATIENCE).unwrap()
     }
 
-    fn publish(&self, message: Message) {
+    /// Waits while too much is under way.
+    pub fn publish_patiently(&self, message: Message) {
+        let publisher = self.link.as_ref().unwrap().publisher();
+        crate::support::wait_until("it is published", || {
+            publisher.publish(message.clone()).is_ok()
+        });
+    }
+
+    pub fn publish(&self, message: Message) {
         self.link
             .as_ref()
             .unwrap()
