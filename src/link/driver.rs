@@ -27,9 +27,9 @@ use crate::threads::{StopSignal, lock};
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// The longest delay before connecting again.
 const LAST_DELAY: Duration = Duration::from_secs(5);
-/// The longest delay where a host is there and refuses the port: asking it costs nobody anything,
-/// and a broker that comes back is noticed within a second.
-const LAST_DELAY_REFUSED: Duration = Duration::from_millis(800);
+/// The longest delay where it was not the broker itself that said no: asking the network again costs
+/// nobody anything, and a broker that comes back is noticed soon.
+const LAST_DELAY_NETWORK: Duration = Duration::from_millis(800);
 /// A connection that lived this long was a success, after which the delays begin anew. Shorter
 /// ones, as of two clients with one client id that throw each other out, must not spin.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -372,9 +372,9 @@ impl Driver {
         self.tell(LinkEvent::Down(reason));
         let delay = backoff.next_delay(getrandom::u32().unwrap_or_default());
         match error {
-            ConnectionError::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                delay.min(LAST_DELAY_REFUSED)
-            }
+            ConnectionError::Io(_) | ConnectionError::Timeout(_) => delay.min(LAST_DELAY_NETWORK),
+            ConnectionError::MqttState(StateError::ServerDisconnect { .. }) => delay,
+            ConnectionError::MqttState(_) => delay.min(LAST_DELAY_NETWORK),
             _ => delay,
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 
 use crate::support::http::{Connection, get};
-use crate::support::process::Process;
+use crate::support::process::{Process, Resources};
 use crate::support::{PATIENCE, wait_until};
 
 /// What the process may ever take beyond what it takes when idle, in KiB. Idle, the optimized one
@@ -84,13 +84,6 @@ struct Server {
     before: Resources,
 }
 
-#[derive(Debug, Default)]
-struct Resources {
-    threads: u64,
-    descriptors: usize,
-    memory_kib: u64,
-}
-
 impl Server {
     fn start(settings: &str) -> Server {
         let name = format!(
@@ -118,34 +111,18 @@ impl Server {
             address,
             before: Resources::default(),
         };
-        server.before = server.resources();
+        server.before = server.process.resources();
         server
-    }
-
-    fn status(&self, key: &str) -> u64 {
-        let path = format!("/proc/{}/status", self.process.id());
-        let status = std::fs::read_to_string(path).unwrap();
-        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    fn resources(&self) -> Resources {
-        let descriptors = format!("/proc/{}/fd", self.process.id());
-        Resources {
-            threads: self.status("Threads:"),
-            descriptors: std::fs::read_dir(descriptors).unwrap().count(),
-            memory_kib: self.status("VmRSS:"),
-        }
     }
 
     /// It serves as before, has given everything back, and has never taken too much.
     fn check(&self, after: &str) {
         assert_eq!(get(self.address, "/healthz").status, 200, "{after}");
         wait_until("it has given everything back", || {
-            let now = self.resources();
+            let now = self.process.resources();
             now.descriptors <= self.before.descriptors && now.threads <= self.before.threads + 1
         });
-        let peak = self.status("VmHWM:") - self.before.memory_kib;
+        let peak = self.process.resources().most_memory_kib - self.before.memory_kib;
         assert!(peak < MEMORY_KIB, "{after}: {peak} KiB");
     }
 

@@ -13,6 +13,8 @@ mod support;
 mod access;
 /// Brokers that lack something, or refuse.
 mod brokers;
+/// Everything that can fail, at random, under load.
+mod chaos;
 /// Agents and brokers that come and go under load.
 mod churn;
 /// client_a and client_b.
@@ -23,6 +25,8 @@ mod concurrency;
 mod contract;
 /// The embedded broker on its own.
 mod embedded_broker;
+/// Too many clients, no room for logs.
+mod exhaustion;
 /// What a caller sees when a part is missing, slow or wrong.
 mod failures;
 /// HTTP as the two fronts speak it.

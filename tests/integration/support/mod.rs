@@ -3,6 +3,7 @@
 pub mod http;
 pub mod mqtt311;
 pub mod process;
+pub mod proxy;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

@@ -33,6 +33,15 @@ pub struct Process {
     readers: Vec<JoinHandle<()>>,
 }
 
+/// What a process takes of the system.
+#[derive(Debug, Default)]
+pub struct Resources {
+    pub threads: u64,
+    pub descriptors: usize,
+    pub memory_kib: u64,
+    pub most_memory_kib: u64,
+}
+
 impl Process {
     pub fn spawn(command: &mut Command) -> Process {
         let mut child = command
@@ -58,8 +67,22 @@ impl Process {
         Process::spawn(own_command(program).args(arguments))
     }
 
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    /// What it takes of the system at the moment.
+    pub fn resources(&self) -> Resources {
+        let descriptors = format!("/proc/{}/fd", self.child.id());
+        Resources {
+            threads: self.status("Threads:"),
+            descriptors: std::fs::read_dir(descriptors).unwrap().count(),
+            memory_kib: self.status("VmRSS:"),
+            most_memory_kib: self.status("VmHWM:"),
+        }
+    }
+
+    fn status(&self, key: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     pub fn output(&self) -> String {
