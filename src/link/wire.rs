@@ -76,7 +76,12 @@ pub(super) fn describe(error: &ConnectionError) -> String {
         ConnectionError::MqttState(StateError::AwaitPingResp) => {
             "the broker did not answer a ping".into()
         }
-        other => chain(other),
+        // With TLS 1.3 the broker looks at a client's certificate after the handshake.
+        other => match chain(other) {
+            #[cfg(feature = "tls")]
+            reason if reason.contains("fatal alert") => tls::describe(&reason),
+            reason => reason,
+        },
     }
 }
 

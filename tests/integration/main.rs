@@ -43,6 +43,8 @@ mod life;
 mod odd_messages;
 /// Programs that speak MQTT 3.1.1, as requester and as agent.
 mod old_peers;
+/// A broker with TLS, passwords and an access list: the files in `config/`.
+mod secure_broker;
 /// What an agent's services let through, share and execute once.
 mod services;
 /// Flags, environment, files and exit codes.

@@ -186,12 +186,17 @@ pub fn own_command(program: &str) -> Command {
 
 /// Mosquitto on this port, with further settings, accepting; None if it did not start.
 pub fn mosquitto(port: u16, settings: &str) -> Option<Process> {
-    let directory = std::env::temp_dir();
-    let file = directory.join(format!("recado-test-{}-{port}.conf", std::process::id()));
     let original = concat!(env!("CARGO_MANIFEST_DIR"), "/config/mosquitto.conf");
     let text = std::fs::read_to_string(original).unwrap();
     let text = text.replace("listener 1883", &format!("listener {port}")) + settings;
-    std::fs::write(&file, text).unwrap();
+    mosquitto_as(port, &text)
+}
+
+/// Mosquitto with this configuration, accepting on this port; None if it did not start.
+pub fn mosquitto_as(port: u16, configuration: &str) -> Option<Process> {
+    let directory = std::env::temp_dir();
+    let file = directory.join(format!("recado-test-{}-{port}.conf", std::process::id()));
+    std::fs::write(&file, configuration).unwrap();
     let path = match std::path::Path::new("/usr/sbin/mosquitto") {
         sbin if sbin.exists() => sbin.to_owned(),
         _ => "mosquitto".into(),
