@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use crate::config::{AgentSettings, Service};
 use crate::error::Result;
 use crate::gateway::{packet_limit, random_id};
-use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Subscription};
+use crate::link::{
+    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription,
+};
 use crate::message::Qos;
 use crate::pool::{Pool, PoolOptions};
 use crate::topic::{Topic, TopicFilter};
@@ -66,11 +68,8 @@ impl Agent {
             LinkEvent::Message(message) => intake.take(publisher, &places, message),
             LinkEvent::Written => presence.catch_up(publisher),
             LinkEvent::Acknowledged(acknowledgement) => {
-                if let Delivery::Refused(reason) = acknowledgement.delivery {
-                    let topic = acknowledgement.topic;
-                    log::warn!("the broker refused a message on {topic}: {reason}");
-                }
                 presence.catch_up(publisher);
+                refused(publisher, acknowledgement, presence.topic());
             }
             _ => {}
         })?;
@@ -119,6 +118,21 @@ impl Agent {
             }
             std::thread::sleep(left);
         }
+    }
+}
+
+// Without its presence nobody finds this agent, yet it would get its share of what others are asked.
+fn refused(publisher: &Publisher, acknowledgement: Acknowledgement, presence: &str) {
+    let Delivery::Refused(reason) = acknowledgement.delivery else {
+        return;
+    };
+    let topic = acknowledgement.topic;
+    if topic == presence {
+        publisher.give_up(format!(
+            "the broker refused a message on {topic}: {reason}; this agent may not have this id there"
+        ));
+    } else {
+        log::warn!("the broker refused a message on {topic}: {reason}");
     }
 }
 

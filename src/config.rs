@@ -122,6 +122,8 @@ pub struct AgentSettings {
     pub max_timeout: Duration,
     /// The largest body to take from either side, in bytes.
     pub max_body_bytes: usize,
+    /// How much memory the bodies of all requests in hand may take, in bytes.
+    pub max_buffered_bytes: usize,
     /// Beginnings of the topics that replies may go to.
     pub reply_prefixes: Vec<String>,
     /// The services.
@@ -317,6 +319,9 @@ impl AgentSettings {
                 .max_timeout_ms
                 .map_or(Duration::from_secs(30), file::Within::millis),
             max_body_bytes: file.max_body_bytes.map_or(1024 * 1024, file::Within::size),
+            max_buffered_bytes: file
+                .max_buffered_bytes
+                .map_or(16 * 1024 * 1024, file::Within::size),
             reply_prefixes: file
                 .reply_prefixes
                 .unwrap_or_else(|| vec!["api/ping/response".into(), "recado/".into()]),
@@ -411,6 +416,7 @@ impl fmt::Display for AgentSettings {
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
         writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
+        writeln!(f, "max_buffered_bytes = {}", self.max_buffered_bytes)?;
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
         write_tls(f, &self.broker)?;
         for service in &self.services {

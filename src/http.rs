@@ -3,7 +3,6 @@
 //! A front is an HTTP server: it owns sockets and threads, reads requests, calls the one
 //! [`Handler`], and writes what that returns. A handler knows nothing of sockets and may block.
 
-mod budget;
 pub mod chunked;
 mod connection;
 pub mod framing;

@@ -41,6 +41,7 @@ pub mod backend;
 pub mod backoff;
 #[cfg(feature = "broker")]
 pub mod broker;
+mod budget;
 pub mod cli;
 pub mod clients;
 pub mod config;

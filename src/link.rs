@@ -184,6 +184,8 @@ struct Shared {
     manual_acknowledgement: bool,
     // Set once the owner wants no more messages: a reconnect then subscribes to nothing.
     quiet: AtomicBool,
+    // Why the owner has no use for this connection.
+    useless: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -277,6 +279,12 @@ impl Publisher {
         }
     }
 
+    /// Gives this connection up, and tries another one in some seconds. For the thread that events
+    /// are delivered on.
+    pub fn give_up(&self, reason: String) {
+        *lock(&self.shared.useless) = Some(reason);
+    }
+
     /// Whether a message can be published now; if not, why.
     pub fn ready(&self) -> std::result::Result<(), String> {
         let gate = self.shared.read_gate();
@@ -323,6 +331,7 @@ impl Link {
                 outgoing: Mutex::default(),
                 manual_acknowledgement: options.manual_acknowledgement,
                 quiet: AtomicBool::new(false),
+                useless: Mutex::default(),
             }),
         };
         let (trigger, stop) = threads::stop_signal();

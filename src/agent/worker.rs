@@ -1,8 +1,8 @@
 //! What the agent does with a request: take it or drop it, execute it, answer it.
 
 use std::collections::hash_map::RandomState;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::live_service::LiveService;
 use super::repeats::{Ended, Key, Repeats, Seen};
 use super::reply::{Form, ReplyTo, Shares};
+use crate::budget::{Budget, Share};
 use crate::config::{AgentSettings, Allow, Service, ServiceMode};
 use crate::error::Result;
 use crate::http::problem::Problem;
@@ -38,6 +39,8 @@ pub(super) struct Job {
     pub publisher: Publisher,
     // What it is known again by, if it may come again.
     repeat: Option<Key>,
+    // The memory that its body takes.
+    _share: Share,
 }
 
 /// The agent's settings and what it needs to work by them.
@@ -45,6 +48,7 @@ pub(super) struct Worker {
     settings: AgentSettings,
     live: Vec<LiveService>,
     upstream: Upstream,
+    budget: Arc<Budget>,
     dropped: AtomicU64,
     repeats: Repeats<Job>,
     seeds: [RandomState; 2],
@@ -63,6 +67,8 @@ impl Worker {
         let workers = settings.services.iter().map(|service| service.workers);
         let upstream = Upstream::new(workers.sum(), settings.max_body_bytes);
         Ok(Worker {
+            // One body of the largest size must always fit.
+            budget: Budget::new(settings.max_buffered_bytes.max(settings.max_body_bytes)),
             live: live.collect::<Result<_>>()?,
             settings,
             upstream,
@@ -117,6 +123,8 @@ impl Worker {
             taken.last_arrival = received;
             taken.last_deadline = deadline.max(taken.last_deadline);
         }
+        let mut share = self.budget.share();
+        let has_room = share.grow(message.payload.len());
         let job = Job {
             service: number,
             message,
@@ -125,7 +133,13 @@ impl Worker {
             deadline,
             publisher: publisher.clone(),
             repeat: None,
+            _share: share,
         };
+        if !has_room {
+            let detail = "there is no memory for this body while so many others are in hand";
+            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
+            return job.reply_problem(&problem, Shares::default());
+        }
         if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
             let detail = "the request states neither deadline-ms nor an expiry interval";
             let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);

@@ -83,6 +83,7 @@ impl<const MIN: u64, const MAX: u64> Within<MIN, MAX> {
 pub(super) type TimeoutMs = Within<1, 600_000>;
 type KeepAliveS = Within<5, 3_600>;
 type BodyBytes = Within<1, 67_108_864>;
+type BufferedBytes = Within<1024, 4_294_967_295>;
 pub(super) type Count = Within<1, 65_535>;
 
 /// api_1's file.
@@ -110,7 +111,7 @@ pub(super) struct Http {
     max_connections: Option<Count>,
     max_head_bytes: Option<Within<1024, 1_048_576>>,
     max_body_bytes: Option<BodyBytes>,
-    max_buffered_bytes: Option<Within<1024, 4_294_967_295>>,
+    max_buffered_bytes: Option<BufferedBytes>,
     head_timeout_ms: Option<TimeoutMs>,
     body_timeout_ms: Option<TimeoutMs>,
     idle_timeout_ms: Option<TimeoutMs>,
@@ -282,6 +283,7 @@ pub(super) struct Agent {
     pub timeout_ms: Option<TimeoutMs>,
     pub max_timeout_ms: Option<TimeoutMs>,
     pub max_body_bytes: Option<BodyBytes>,
+    pub max_buffered_bytes: Option<BufferedBytes>,
     pub reply_prefixes: Option<Vec<String>>,
     pub direct: RawDirect,
     pub service: Option<Vec<PartService>>,

@@ -29,6 +29,7 @@ pub(super) struct Probe {
 #[derive(Default)]
 struct Answers {
     asked: Option<Instant>,
+    warned: bool,
     finds_self: bool,
     misses_nobody: bool,
 }
@@ -64,6 +65,11 @@ impl Probe {
                 return;
             }
             answers.asked = Some(Instant::now());
+            if !std::mem::replace(&mut answers.warned, true) {
+                log::warn!(
+                    "the broker has not returned a message to {inbox}: may this gateway read that?"
+                );
+            }
         }
         self.send_to_self(publisher, inbox);
     }

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::{Method, StatusCode, Version, header};
 
-use super::budget::{Budget, Share};
 use super::chunked::{Decoder, is_token};
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
 use super::problem::{Problem, RETRY_AFTER};
 use super::{Client, Handler, RequestId, Response, has_body};
+use crate::budget::{Budget, Share};
 use crate::config::HttpLimits;
 use crate::message::Hop;
 
@@ -68,7 +68,7 @@ pub(super) struct Connection<'a> {
     handler: &'a dyn Handler,
     stopping: &'a AtomicBool,
     // What the bodies of the present request and its answer take.
-    share: Share<'a>,
+    share: Share,
     // The present request is HEAD, as far as is known; its answer has no body.
     is_head: bool,
     // What was read and not used yet.
@@ -84,7 +84,7 @@ impl<'a> Connection<'a> {
         limits: &'a HttpLimits,
         handler: &'a dyn Handler,
         stopping: &'a AtomicBool,
-        budget: &'a Budget,
+        budget: &Arc<Budget>,
     ) -> Connection<'a> {
         Connection {
             slot,

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use super::budget::Budget;
 use super::connection::{Connection, Ending, Slot, last_answer};
 use super::linger::Linger;
 use super::problem::Problem;
 use super::{Front, Handler, RequestId};
+use crate::budget::Budget;
 use crate::config::HttpLimits;
 use crate::error::{Error, Result};
 use crate::message::Hop;
@@ -46,7 +46,7 @@ pub struct Guarded {
 struct Shared {
     limits: HttpLimits,
     handler: Box<dyn Handler>,
-    budget: Budget,
+    budget: Arc<Budget>,
     stopping: AtomicBool,
     // So that connections can be woken when the server stops.
     slots: Mutex<Vec<Weak<Slot>>>,

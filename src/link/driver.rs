@@ -101,19 +101,20 @@ impl Driver {
             match self.connection.recv() {
                 Ok(Ok(event)) => {
                     self.on_packet(event);
+                    let useless = lock(&self.publisher.shared.useless).take();
+                    if let Some(reason) = useless {
+                        self.reconnect(reason);
+                    }
                     if self.goodbye {
                         return self.wait_for_close();
                     }
                 }
                 Ok(Err(error)) => {
-                    if self
-                        .connected
-                        .take()
-                        .is_some_and(|since| since.elapsed() >= SETTLED)
-                    {
+                    let lived = self.connected.take().map(|since| since.elapsed());
+                    if lived.is_some_and(|lived| lived >= SETTLED) {
                         backoff.reset();
                     }
-                    let delay = self.on_failure(&error, &mut backoff);
+                    let delay = self.on_failure(&error, lived.is_some(), &mut backoff);
                     if self.stop.sleep(delay) {
                         return;
                     }
@@ -344,9 +345,20 @@ impl Driver {
     }
 
     // Returns how long to wait before the next attempt.
-    fn on_failure(&mut self, error: &ConnectionError, backoff: &mut Backoff) -> Duration {
+    fn on_failure(
+        &mut self,
+        error: &ConnectionError,
+        was_connected: bool,
+        backoff: &mut Backoff,
+    ) -> Duration {
         let was_ready = self.publisher.ready().is_ok();
-        let reason = describe(error);
+        let mut reason = describe(error);
+        if let ConnectionError::MqttState(_) = error
+            && !was_connected
+            && self.broker.starts_with("mqtt://")
+        {
+            reason.push_str("; is that an MQTT port, and one without TLS?");
+        }
         // Messages that were read together with the failure.
         for event in std::mem::take(&mut self.connection.eventloop.state.events) {
             if let Event::Incoming(Packet::Publish(publish)) = event {

@@ -202,11 +202,11 @@ fn a_request_whose_time_is_up_is_never_executed() {
     settings.services[0].timeout = Duration::from_millis(400);
     let agent = start_agent_with(settings);
     let mut gateway_settings = gateway_settings(&broker.url());
-    gateway_settings.routes[0].timeout = Duration::from_secs(1);
+    gateway_settings.routes[0].timeout = Duration::from_secs(4);
     let gateway = start_gateway_with(gateway_settings);
     let address = gateway.address();
     let first = std::thread::spawn(move || get(address, "/ping"));
-    // The upstream accepts and says nothing: the only worker is busy for nearly a second.
+    // The upstream accepts and says nothing: the only worker is busy for nearly four seconds.
     let (_held, _) = listener.accept().unwrap();
     let mut requester = mqtt311::Client::connect(broker.port());
     requester.subscribe("api/ping/response");

@@ -165,7 +165,7 @@ fn the_guarded_front_refuses_with_a_reason_and_closes() {
         ),
         (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\n\r\n", 501),
-        (long.as_bytes(), 431),
+        (long.as_bytes(), 414),
         (b"GET / HTTP/1.1\r\nHost: never to be comple", 408),
     ];
     for (bytes, status) in cases {

@@ -1,37 +1,38 @@
-//! How much memory the bodies of all connections together may take.
+//! How much memory the bodies of all requests together may take.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A number of bytes for all.
-pub(super) struct Budget {
+pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
 }
 
 impl Budget {
-    pub fn new(limit: usize) -> Budget {
-        Budget {
+    pub fn new(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget {
             limit,
             used: AtomicUsize::new(0),
-        }
+        })
     }
 
     /// A part of it, empty at first.
-    pub fn share(&self) -> Share<'_> {
+    pub fn share(self: &Arc<Budget>) -> Share {
         Share {
-            budget: self,
+            budget: Arc::clone(self),
             bytes: 0,
         }
     }
 }
 
-/// What one connection has taken of a [`Budget`]; dropping it gives that back.
-pub(super) struct Share<'a> {
-    budget: &'a Budget,
+/// What one request has taken of a [`Budget`]; dropping it gives that back.
+pub(crate) struct Share {
+    budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Share<'_> {
+impl Share {
     /// Takes more, if there is so much.
     #[must_use]
     pub fn grow(&mut self, bytes: usize) -> bool {
@@ -53,7 +54,7 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         self.clear();
     }
