@@ -42,6 +42,9 @@ const PACKET_OVERHEAD: usize = 64 * 1024;
 
 /// How many connections the system may accept before this program does.
 const BACKLOG: i32 = 1024;
+/// How many bytes of answers the system may hold for a client that takes them slowly; it would let
+/// them grow to several MiB each.
+const SEND_BUFFER: usize = 256 * 1024;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
@@ -105,6 +108,8 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener> {
     let listen = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
+        // Connections inherit it.
+        socket.set_send_buffer_size(SEND_BUFFER)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())
