@@ -150,7 +150,13 @@ pub struct Broker {
 /// code; an error goes to standard error with its whole chain.
 pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode {
     let flags = Flags::parse();
-    match crate::logging::init().and_then(|()| program(flags)) {
+    let result = crate::logging::init().and_then(|logging| {
+        let result = program(flags);
+        // Before anything else is printed.
+        drop(logging);
+        result
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", error.chain());

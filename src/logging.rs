@@ -1,7 +1,9 @@
 //! Log lines on standard error: time, level, thread, text.
 
+mod writer;
+
 use std::fmt;
-use std::io::{self, LineWriter};
+use std::io;
 
 use simplelog::{ConfigBuilder, LevelFilter, LevelPadding, ThreadLogMode, WriteLogger};
 
@@ -10,11 +12,17 @@ use crate::error::{Error, Result};
 /// The most bytes of a payload that a log line shows.
 const EXCERPT_BYTES: usize = 256;
 
+/// Logging, for as long as this is held. Dropping it writes the lines that are left.
+pub struct Logging {
+    _writer: writer::Writer,
+}
+
 /// Starts logging at the level that `RECADO_LOG` names, `info` by default.
 ///
 /// Only this crate's lines are shown: rumqttc and rmqtt log every packet at debug. Errors: the
-/// level is not one of off, error, warn, info, debug and trace ([`Error::Usage`]).
-pub fn init() -> Result<()> {
+/// level is not one of off, error, warn, info, debug and trace ([`Error::Usage`]), or there is no
+/// thread.
+pub fn init() -> Result<Logging> {
     let level = match std::env::var("RECADO_LOG") {
         Err(_) => LevelFilter::Info,
         Ok(text) => text.parse().map_err(|_| {
@@ -32,12 +40,10 @@ pub fn init() -> Result<()> {
         .set_level_padding(LevelPadding::Right)
         .add_filter_allow_str("recado")
         .build();
-    // Standard error has no buffer, so each piece of a line would be a system call of its own.
-    // With LineWriter a line is one write, and lines of several processes don't mix.
-    let writer = LineWriter::new(io::stderr());
+    let (writer, lines) = writer::Writer::start(io::stderr())?;
     // A second call, as in tests that start several services, keeps the first logger.
-    let _ = WriteLogger::init(level, config, writer);
-    Ok(())
+    let _ = WriteLogger::init(level, config, lines);
+    Ok(Logging { _writer: writer })
 }
 
 /// Shows bytes from the network on one line: nothing in them can forge another line or steer a

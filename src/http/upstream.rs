@@ -1,4 +1,7 @@
-//! The HTTP client that the agent calls its upstream with. The only file that names `ureq`.
+//! The HTTP client that the agent calls its upstream with. Nothing outside this file and its folder
+//! names `ureq`.
+
+mod transport;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,7 +14,9 @@ use http::{Method, Uri};
 use ureq::AsSendBody;
 use ureq::config::Config;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::unversioned::transport::NextTimeout;
+
+use transport::{BUFFER_BYTES, Connect};
 
 use super::{Request, Response};
 use crate::error::chain;
@@ -73,10 +78,12 @@ impl Upstream {
             .max_idle_connections(workers)
             .max_idle_connections_per_host(workers)
             .max_idle_age(IDLE)
+            .input_buffer_size(BUFFER_BYTES)
+            .output_buffer_size(BUFFER_BYTES)
             .build();
         let resolver = CachingResolver::default();
         Upstream {
-            agent: ureq::Agent::with_parts(config, DefaultConnector::default(), resolver),
+            agent: ureq::Agent::with_parts(config, Connect, resolver),
             max_body_bytes,
         }
     }
