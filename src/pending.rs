@@ -5,6 +5,7 @@
 //! Late, repeated and foreign replies are ordinary here: they find no waiter and are told apart,
 //! so that they can be counted. Time is passed in.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::message::{Correlation, Received};
-use crate::threads::lock;
+use crate::message::{Correlation, Received, canonical};
+use crate::threads::{lock, recv_timeout};
 
 /// How many callers that gave up are remembered, to tell a late reply from a foreign one.
 const REMEMBERED: usize = 1024;
@@ -34,9 +35,22 @@ struct Table<T> {
 
 struct Waiter<T> {
     sequence: u64,
-    // The canonical request, where a peer that knows no correlation may answer it.
-    request: Option<Bytes>,
+    // Where a peer that knows no correlation may answer it.
+    request: Option<Asked>,
     reply: Sender<T>,
+}
+
+// A request, and its canonical form once that was needed: seldom, and it costs a parse.
+struct Asked {
+    payload: Bytes,
+    canonical: OnceCell<Option<Bytes>>,
+}
+
+impl Asked {
+    fn canonical(&self) -> Option<&Bytes> {
+        let canonical = self.canonical.get_or_init(|| canonical(&self.payload).ok());
+        canonical.as_ref()
+    }
 }
 
 /// What became of a reply.
@@ -77,7 +91,7 @@ impl<T> Pending<T> {
         }
     }
 
-    /// Registers a caller. `request` is the canonical request if a peer may answer it without
+    /// Registers a caller. `request` is the JSON that it asks, if a peer may answer that without
     /// correlation, `None` if only a correlated reply will do.
     ///
     /// Errors: the table is [`Full`].
@@ -96,6 +110,10 @@ impl<T> Pending<T> {
         if request.is_some() {
             table.order.insert(sequence, correlation);
         }
+        let request = request.map(|payload| Asked {
+            payload,
+            canonical: OnceCell::new(),
+        });
         let waiter = Waiter {
             sequence,
             request,
@@ -128,13 +146,11 @@ impl<T> Pending<T> {
     pub fn complete_oldest(&self, received: &Received, reply: T) -> Completion {
         let mut table = lock(&self.table);
         let oldest = table.order.values().copied().find(|correlation| {
-            let asked = table
-                .waiters
-                .get(correlation)
-                .and_then(|w| w.request.as_ref());
+            let waiter = table.waiters.get(correlation);
+            let asked = waiter.and_then(|waiter| waiter.request.as_ref());
             match received {
                 Received::Unknown => true,
-                Received::Request(request) => asked == Some(request),
+                Received::Request(request) => asked.and_then(Asked::canonical) == Some(request),
             }
         });
         let Some(waiter) = oldest.and_then(|correlation| table.remove(correlation)) else {
@@ -205,7 +221,7 @@ impl<T> Ticket<'_, T> {
         let mut left = timeout;
         let reason = loop {
             let slice = left.min(every);
-            if let Ok(reply) = self.reply.recv_timeout(slice) {
+            if let Ok(reply) = recv_timeout(&self.reply, slice) {
                 return Ok(reply);
             }
             left -= slice;

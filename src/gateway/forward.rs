@@ -64,7 +64,7 @@ impl Shared {
                 payload: onward.into_body(),
                 properties,
                 qos: route.qos,
-                canonical: None,
+                open: false,
                 correlation,
                 deadline: begun + timeout,
                 timeout,

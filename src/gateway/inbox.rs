@@ -48,8 +48,8 @@ pub(super) struct Call {
     pub payload: Bytes,
     pub properties: Properties,
     pub qos: Qos,
-    /// The canonical request, where a peer that knows no correlation may answer it.
-    pub canonical: Option<Bytes>,
+    /// Whether a peer that knows no correlation may answer it.
+    pub open: bool,
     pub correlation: Correlation,
     pub deadline: Instant,
     pub timeout: Duration,
@@ -279,7 +279,7 @@ impl Inbox {
         // First the waiter, then the request: the reply must find it.
         let ticket = self
             .pending
-            .register(call.correlation, call.canonical)
+            .register(call.correlation, call.open.then(|| call.payload.clone()))
             .map_err(|_| too_many())?;
         let published = Instant::now();
         publisher

@@ -2,15 +2,14 @@
 
 use bytes::Bytes;
 use http::StatusCode;
+use serde_json::value::RawValue;
 
 use super::inbox::{Call, bad_reply, random_correlation};
 use super::presence::Target;
 use super::{Answer, Asked, Shared, forward, json_response, no_agent};
 use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::message::{
-    Hop, REQUEST_ID, ask, canonical, read_json_reply, request_properties, wrap_response,
-};
+use crate::message::{Hop, REQUEST_ID, ask, read_json_reply, request_properties, wrap_response};
 
 impl Shared {
     /// Asks the body, or the word of the query, and answers with the reply.
@@ -33,7 +32,7 @@ impl Shared {
         }
         let inbox = self.inboxes.of(number);
         let timeout = forward::timeout(request, route.timeout);
-        let (payload, canonical) = payload(request)?;
+        let payload = payload(request)?;
         let correlation = random_correlation()?;
         let time_left = timeout.saturating_sub(begun.elapsed());
         log::debug!("request {id}: asked as {correlation:?}");
@@ -46,7 +45,7 @@ impl Shared {
             Call {
                 topic,
                 // Equal requests to different topics are not equal.
-                canonical: (route.request_topic.parameters().count() == 0).then_some(canonical),
+                open: route.request_topic.parameters().count() == 0,
                 payload,
                 properties,
                 qos: route.qos,
@@ -66,18 +65,18 @@ impl Shared {
     }
 }
 
-// A body is the question, as it is; without one, the question is the word of the query. Returned
-// with its canonical form.
-fn payload(request: &Request) -> std::result::Result<(Bytes, Bytes), Problem> {
-    let payload = match request.body().is_empty() {
-        true => ask(&word(request.uri().query().unwrap_or_default())),
-        false => request.body().clone(),
-    };
-    let canonical = canonical(&payload).map_err(|error| {
-        let detail = format!("the body is not JSON: {error}");
-        Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
-    })?;
-    Ok((payload, canonical))
+// A body is the question, as it is; without one, the question is the word of the query.
+fn payload(request: &Request) -> std::result::Result<Bytes, Problem> {
+    if request.body().is_empty() {
+        return Ok(ask(&word(request.uri().query().unwrap_or_default())));
+    }
+    match serde_json::from_slice::<&RawValue>(request.body()) {
+        Ok(_) => Ok(request.body().clone()),
+        Err(error) => {
+            let detail = format!("the body is not JSON: {error}");
+            Err(Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail))
+        }
+    }
 }
 
 // The first `ask` of a query, "ping" where there is none.
