@@ -6,9 +6,9 @@
 #
 # They end up in target/static or target/static-minimal (below CARGO_TARGET_DIR, where that is set).
 # They are linked with musl where Rust's musl target for this machine is installed (rustup target add
-# x86_64-unknown-linux-musl, for example), else with the C library that is here, glibc. A program
-# that is linked with glibc finds DNS names only where the very same glibc is installed: give it IP
-# addresses, or use musl.
+# x86_64-unknown-linux-musl, for example; TLS needs musl-gcc too), else with the C library that is
+# here, glibc. A program that is linked with glibc finds DNS names only where the very same glibc is
+# installed: give it IP addresses, or use musl.
 #
 # Each program must be static, and run in a directory with nothing else in it (as root only). There
 # api_1, agent and api_2 then answer a ping, through a broker outside: Mosquitto where it is
@@ -33,12 +33,16 @@ command -v cargo >/dev/null || fail "cargo is not installed; see https://rustup.
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 [[ $host == *-linux-* ]] || fail "only on Linux, not on $host; docs/install.md tells how to cross-build"
-musl=${host/-gnu/-musl}
-if [ "$host" = "$musl" ] || rustup target list --installed 2>/dev/null | grep -qx "$musl"; then
-  target=$musl
+musl=${host/-gnu/-musl} target=$host
+musl_cc=CC_${musl//-/_}
+if [ "$host" = "$musl" ]; then
+  :
+elif ! rustup target list --installed 2>/dev/null | grep -x "$musl" >/dev/null; then
+  say "linking with glibc: the target $musl is not installed"
+elif [ "$variant" = static ] && [ -z "${!musl_cc:-}" ] && ! command -v musl-gcc >/dev/null; then
+  say "linking with glibc: TLS with musl needs musl-gcc (apt install musl-tools), or set $musl_cc"
 else
-  target=$host
-  say "no target $musl: linking with glibc; DNS names will need the same glibc where this runs"
+  target=$musl
 fi
 say "building for $target"
 # With --target the flag is not for procedural macros and build scripts, which can't be static.

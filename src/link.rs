@@ -226,6 +226,9 @@ impl Publisher {
         wire::check(&message, limits)?;
         let mut outgoing = lock(&self.shared.outgoing);
         outgoing.add(&message, limits)?;
+        // Where nobody acknowledges anything, the order in which messages are queued does not matter,
+        // and waking the mqtt thread under the lock would keep all other threads waiting.
+        let ordered = (message.qos > Qos::AtMostOnce).then_some(outgoing);
         let Message {
             topic,
             payload,
@@ -251,7 +254,9 @@ impl Publisher {
         // Still under the gate's read lock: what was queued now is thrown away if the connection
         // is lost, never sent on the next one.
         result.map_err(|_| {
-            outgoing.take_back();
+            ordered
+                .unwrap_or_else(|| lock(&self.shared.outgoing))
+                .take_back(qos);
             PublishError::Busy
         })
     }

@@ -2,9 +2,11 @@
 
 mod writer;
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::io;
 
+use log::{Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelFilter, LevelPadding, ThreadLogMode, WriteLogger};
 
 use crate::error::{Error, Result};
@@ -31,19 +33,53 @@ pub fn init() -> Result<Logging> {
             ))
         })?,
     };
-    let config = ConfigBuilder::new()
-        .set_time_format_rfc3339()
-        .set_thread_level(LevelFilter::Error)
-        .set_thread_mode(ThreadLogMode::Names)
-        .set_target_level(LevelFilter::Off)
-        .set_location_level(LevelFilter::Off)
-        .set_level_padding(LevelPadding::Right)
-        .add_filter_allow_str("recado")
-        .build();
     let (writer, lines) = writer::Writer::start(io::stderr())?;
     // A second call, as in tests that start several services, keeps the first logger.
-    let _ = WriteLogger::init(level, config, lines);
+    if log::set_boxed_logger(Box::new(PerThread { level, lines })).is_ok() {
+        log::set_max_level(level);
+    }
     Ok(Logging { _writer: writer })
+}
+
+/// A logger for each thread: one for all would let threads wait for each other while it formats a
+/// line.
+struct PerThread {
+    level: LevelFilter,
+    lines: writer::Lines,
+}
+
+thread_local! {
+    static LOGGER: OnceCell<Box<WriteLogger<writer::Lines>>> = const { OnceCell::new() };
+}
+
+impl PerThread {
+    fn logger(&self) -> Box<WriteLogger<writer::Lines>> {
+        let config = ConfigBuilder::new()
+            .set_time_format_rfc3339()
+            .set_thread_level(LevelFilter::Error)
+            .set_thread_mode(ThreadLogMode::Names)
+            .set_target_level(LevelFilter::Off)
+            .set_location_level(LevelFilter::Off)
+            .set_level_padding(LevelPadding::Right)
+            .add_filter_allow_str("recado")
+            .build();
+        WriteLogger::new(self.level, config, self.lines.clone())
+    }
+}
+
+impl Log for PerThread {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= self.level && metadata.target().starts_with("recado")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            // None: the thread is just ending.
+            let _ = LOGGER.try_with(|own| own.get_or_init(|| self.logger()).log(record));
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// Shows bytes from the network on one line: nothing in them can forge another line or steer a

@@ -5,7 +5,7 @@
 //! Late, repeated and foreign replies are ordinary here: they find no waiter and are told apart,
 //! so that they can be counted. Time is passed in.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -124,6 +124,7 @@ impl<T> Pending<T> {
             pending: self,
             correlation,
             reply: receiver,
+            is_off: Cell::new(false),
         })
     }
 
@@ -205,6 +206,8 @@ pub struct Ticket<'a, T> {
     pending: &'a Pending<T>,
     correlation: Correlation,
     reply: Receiver<T>,
+    // Off the table, so nothing is left to be given up.
+    is_off: Cell<bool>,
 }
 
 impl<T> Ticket<'_, T> {
@@ -222,6 +225,7 @@ impl<T> Ticket<'_, T> {
         let reason = loop {
             let slice = left.min(every);
             if let Ok(reply) = recv_timeout(&self.reply, slice) {
+                self.is_off.set(true);
                 return Ok(reply);
             }
             left -= slice;
@@ -245,8 +249,10 @@ impl<T> Ticket<'_, T> {
 
 impl<T> Drop for Ticket<'_, T> {
     fn drop(&mut self) {
-        // Nobody gave up who was answered, and who waited in vain is off the table already. This
-        // is for a caller that registered and then could not publish.
+        // This is for a caller that registered and then could not publish.
+        if self.is_off.get() {
+            return;
+        }
         lock(&self.pending.table).remove(self.correlation);
     }
 }

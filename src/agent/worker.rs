@@ -64,8 +64,7 @@ struct Taken {
 impl Worker {
     pub fn new(settings: AgentSettings) -> Result<Worker> {
         let live = settings.services.iter().map(LiveService::new);
-        let workers = settings.services.iter().map(|service| service.workers);
-        let upstream = Upstream::new(workers.sum(), settings.max_body_bytes);
+        let upstream = Upstream::new(settings.max_body_bytes);
         Ok(Worker {
             // One body of the largest size must always fit.
             budget: Budget::new(settings.max_buffered_bytes.max(settings.max_body_bytes)),

@@ -14,7 +14,7 @@ use super::chunked::{Decoder, is_token};
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
 use super::problem::{Problem, RETRY_AFTER};
-use super::{Client, Handler, RequestId, Response, has_body};
+use super::{Client, Handler, RequestId, Response, X_REQUEST_ID, has_body};
 use crate::budget::{Budget, Share};
 use crate::config::HttpLimits;
 use crate::message::Hop;
@@ -137,7 +137,7 @@ impl<'a> Connection<'a> {
     }
 
     fn answer(&self, request: super::Request) -> Response {
-        let id = RequestId::of(request.headers());
+        let given = request.headers().get(X_REQUEST_ID).cloned();
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let client = Client {
                 peer: self.slot.peer,
@@ -146,6 +146,7 @@ impl<'a> Connection<'a> {
             self.handler.handle(request, &client)
         }));
         handled.unwrap_or_else(|_| {
+            let id = RequestId::given(given.as_ref()).unwrap_or_else(RequestId::random);
             log::error!("request {id}: the handler panicked");
             let detail = "the request met a defect; see the gateway's log";
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Hop::Gateway, detail)

@@ -3,10 +3,12 @@
 
 mod transport;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,10 +31,19 @@ const MAX_NAMES: usize = 64;
 /// How long an idle connection is kept: less than servers usually do.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// Calls one HTTP service, on many threads at a time, over connections that are used again.
+/// Calls HTTP services, on many threads at a time, over connections that are used again.
 pub struct Upstream {
-    agent: ureq::Agent,
+    number: usize,
+    config: Config,
+    resolver: Arc<CachingResolver>,
     max_body_bytes: usize,
+}
+
+thread_local! {
+    // Each thread has connections of its own: threads that share them would wait for each other
+    // twice in every call. The thread that was idle for the shortest time gets the next request, so
+    // there are no more connections than requests at a time. They are closed as the thread ends.
+    static AGENTS: RefCell<HashMap<usize, ureq::Agent>> = RefCell::default();
 }
 
 /// Why a call failed.
@@ -64,8 +75,9 @@ impl fmt::Display for UpstreamError {
 }
 
 impl Upstream {
-    /// Makes a client for `workers` threads that takes answers of at most `max_body_bytes`.
-    pub fn new(workers: usize, max_body_bytes: usize) -> Upstream {
+    /// Makes a client that takes answers of at most `max_body_bytes`.
+    pub fn new(max_body_bytes: usize) -> Upstream {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let config = Config::builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -75,17 +87,29 @@ impl Upstream {
             .user_agent("")
             .accept("")
             .accept_encoding("")
-            .max_idle_connections(workers)
-            .max_idle_connections_per_host(workers)
+            .max_idle_connections(1)
+            .max_idle_connections_per_host(1)
             .max_idle_age(IDLE)
             .input_buffer_size(BUFFER_BYTES)
             .output_buffer_size(BUFFER_BYTES)
             .build();
-        let resolver = CachingResolver::default();
         Upstream {
-            agent: ureq::Agent::with_parts(config, Connect, resolver),
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            config,
+            resolver: Arc::default(),
             max_body_bytes,
         }
+    }
+
+    // This thread's. Cloning it is cheap: it is shared.
+    fn agent(&self) -> ureq::Agent {
+        AGENTS.with_borrow_mut(|agents| {
+            let agent = agents.entry(self.number).or_insert_with(|| {
+                let resolver = SharedResolver(Arc::clone(&self.resolver));
+                ureq::Agent::with_parts(self.config.clone(), Connect, resolver)
+            });
+            agent.clone()
+        })
     }
 
     /// Sends a request and reads the whole answer, within `timeout`. A request that may be repeated
@@ -142,9 +166,9 @@ impl Upstream {
         request: http::Request<impl AsSendBody>,
         timeout: Duration,
     ) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
-        let request = self.agent.configure_request(request);
-        self.agent
-            .run(request.timeout_global(Some(timeout)).build())
+        let agent = self.agent();
+        let request = agent.configure_request(request);
+        agent.run(request.timeout_global(Some(timeout)).build())
     }
 }
 
@@ -208,6 +232,20 @@ impl CachingResolver {
         let mut found = self.empty();
         addresses.iter().for_each(|address| found.push(*address));
         Some(found)
+    }
+}
+
+#[derive(Debug)]
+struct SharedResolver(Arc<CachingResolver>);
+
+impl Resolver for SharedResolver {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
+        self.0.resolve(uri, config, timeout)
     }
 }
 

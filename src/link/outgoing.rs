@@ -20,12 +20,12 @@ const STALLED: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct Outgoing {
-    // When each was queued, oldest first, and what to know of it when it is acknowledged.
-    queued: VecDeque<(Instant, Option<Sent>)>,
-    // By packet identifier.
+    // When each was queued, oldest first.
+    queued: VecDeque<Instant>,
+    // What to know of those with QoS 1 and 2 among them, in the same order.
+    sent: VecDeque<Sent>,
+    // The same once they are written, by packet identifier.
     written: HashMap<u16, Sent>,
-    // QoS 1 and 2, from queueing to acknowledgement.
-    unacknowledged: usize,
 }
 
 /// A message that the broker is to acknowledge.
@@ -35,39 +35,45 @@ pub(super) struct Sent {
 }
 
 impl Outgoing {
+    /// Takes note of a message that is about to be queued. For one with QoS 1 or 2 the lock must be
+    /// held until it is.
     pub fn add(&mut self, message: &Message, limits: &BrokerLimits) -> Result<(), PublishError> {
+        let now = Instant::now();
         let oldest = self.queued.front();
-        let stalled = oldest.is_some_and(|(since, _)| since.elapsed() > STALLED);
+        let stalled = oldest.is_some_and(|since| now - *since > STALLED);
         let acknowledged = message.qos > Qos::AtMostOnce;
-        if stalled || acknowledged && self.unacknowledged >= limits.inflight {
+        if stalled || acknowledged && self.sent.len() + self.written.len() >= limits.inflight {
             return Err(PublishError::Busy);
         }
-        let sent = acknowledged.then(|| Sent {
-            topic: message.topic.clone(),
-            correlation_data: message.properties.correlation_data.clone(),
-        });
-        self.unacknowledged += usize::from(acknowledged);
-        self.queued.push_back((Instant::now(), sent));
+        if acknowledged {
+            self.sent.push_back(Sent {
+                topic: message.topic.clone(),
+                correlation_data: message.properties.correlation_data.clone(),
+            });
+        }
+        self.queued.push_back(now);
         Ok(())
     }
 
     /// The one that was added last could not be queued.
-    pub fn take_back(&mut self) {
-        if let Some((_, Some(_))) = self.queued.pop_back() {
-            self.unacknowledged -= 1;
+    pub fn take_back(&mut self, qos: Qos) {
+        self.queued.pop_back();
+        if qos > Qos::AtMostOnce {
+            self.sent.pop_back();
         }
     }
 
     pub fn written(&mut self, packet_id: u16) {
-        if let Some((_, Some(sent))) = self.queued.pop_front() {
+        self.queued.pop_front();
+        if packet_id != 0
+            && let Some(sent) = self.sent.pop_front()
+        {
             self.written.insert(packet_id, sent);
         }
     }
 
     pub fn acknowledged(&mut self, packet_id: u16) -> Option<Sent> {
-        let sent = self.written.remove(&packet_id)?;
-        self.unacknowledged -= 1;
-        Some(sent)
+        self.written.remove(&packet_id)
     }
 }
 
@@ -108,7 +114,7 @@ mod tests {
         assert_eq!(outgoing.acknowledged(8).unwrap().topic, "c");
         assert!(outgoing.acknowledged(8).is_none(), "only once");
         outgoing.add(&message("e", once), &LIMITS).unwrap();
-        outgoing.take_back();
+        outgoing.take_back(once);
         outgoing.add(&message("f", once), &LIMITS).unwrap();
         outgoing.written(8);
         assert_eq!(outgoing.acknowledged(7).unwrap().topic, "a");

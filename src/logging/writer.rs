@@ -32,7 +32,7 @@ struct State {
     closed: bool,
 }
 
-/// Where the logger writes its lines to.
+/// Where a logger writes its lines to; a clone is for another one.
 pub(super) struct Lines {
     shared: Arc<Shared>,
     // The line that is being written, piece by piece.
@@ -97,6 +97,15 @@ impl Shared {
                 .changed
                 .wait_timeout_while(state, PAUSE, |state| !state.closed);
             drop(pause.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+impl Clone for Lines {
+    fn clone(&self) -> Lines {
+        Lines {
+            shared: Arc::clone(&self.shared),
+            line: Vec::new(),
         }
     }
 }
