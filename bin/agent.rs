@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     cli::run(|flags: cli::Agent| {
         let settings = AgentSettings::load(&flags)?;
         if flags.check {
-            recado::link::check_tls(&settings.broker)?;
+            Agent::check(&settings)?;
             return cli::print(&settings);
         }
         service::run(|| Agent::start(settings), Agent::stop)

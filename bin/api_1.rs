@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     cli::run(|flags: cli::Api1| {
         let settings = GatewaySettings::load(&flags)?;
         if flags.check {
-            recado::link::check_tls(&settings.broker)?;
+            Gateway::check(&settings)?;
             return cli::print(&settings);
         }
         service::run(|| Gateway::start(settings), Gateway::stop)

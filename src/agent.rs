@@ -17,12 +17,13 @@ use crate::config::{AgentSettings, Service};
 use crate::error::Result;
 use crate::gateway::{packet_limit, random_id};
 use crate::link::{
-    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription,
+    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, check_tls,
 };
 use crate::message::Qos;
 use crate::pool::{Pool, PoolOptions};
 use crate::topic::{Topic, TopicFilter};
 use announcer::Announcer;
+use live_service::LiveService;
 use worker::{Job, Worker};
 
 /// How many replies may wait to be written to the broker.
@@ -79,6 +80,17 @@ impl Agent {
             worker,
             pools,
         })
+    }
+
+    /// Looks whether an agent could be started with these settings.
+    ///
+    /// Errors: a service can't work ([`Error::Usage`](crate::error::Error::Usage)), or the files for
+    /// TLS can't be used ([`Error::Tls`](crate::error::Error::Tls)).
+    pub fn check(settings: &AgentSettings) -> Result<()> {
+        for service in &settings.services {
+            LiveService::new(service)?;
+        }
+        check_tls(&settings.broker)
     }
 
     /// Whether it is connected and subscribed; if not, why.

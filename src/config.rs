@@ -144,7 +144,12 @@ pub fn broker_url(flag: Option<&str>) -> Result<BrokerUrl> {
     broker_with(flag, Login::default())
 }
 
-fn broker_with(flag: Option<&str>, login: Login) -> Result<BrokerUrl> {
+fn broker_with(flag: Option<&str>, mut login: Login) -> Result<BrokerUrl> {
+    // A flag that says who we are beats the file.
+    if flag.is_some_and(|flag| flag.contains('@')) {
+        login.username = None;
+        login.password_file = None;
+    }
     flag.unwrap_or(DEFAULT_BROKER)
         .parse::<BrokerUrl>()
         .map_err(|reason| Error::Usage(format!("--broker or RECADO_BROKER: {reason}")))

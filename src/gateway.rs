@@ -26,7 +26,7 @@ use crate::config::{Access, Admission, Front as FrontKind, GatewaySettings, Mode
 use crate::error::{Error, Result};
 use crate::http::problem::{Problem, RETRY_AFTER};
 use crate::http::{Client, Front, Request, RequestId, Response, X_REQUEST_ID, guarded, tiny};
-use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
+use crate::link::{Link, LinkEvent, LinkOptions, Publisher, check_tls};
 use crate::logging::excerpt;
 use crate::message::{Hop, JSON};
 use crate::topic::Id;
@@ -82,6 +82,15 @@ impl Gateway {
             link,
             timeout: timeouts.max().unwrap_or_default(),
         })
+    }
+
+    /// Looks whether a gateway could be started with these settings.
+    ///
+    /// Errors: routes are in conflict ([`Error::Usage`]), or the files for TLS can't be used
+    /// ([`Error::Tls`]).
+    pub fn check(settings: &GatewaySettings) -> Result<()> {
+        Router::new(&settings.routes)?;
+        check_tls(&settings.broker)
     }
 
     /// The address it listens on, with the real port.

@@ -1,4 +1,4 @@
-//! The connection to the broker. The only file that names `rumqttc`.
+//! The connection to the broker. Nothing outside this file and its folder names `rumqttc`.
 //!
 //! One thread, named `mqtt`, drives the connection for as long as the link lives: it reads,
 //! writes, pings, and after a failure it waits and connects again. Everybody else publishes

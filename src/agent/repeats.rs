@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::reply::Shares;
 use crate::http::Response;
 use crate::http::problem::{Outcome, Problem};
-use crate::message::{Message, Qos};
+use crate::message::{DEADLINE_MS, Message, Qos};
 use crate::threads::lock;
 
 /// How many requests are remembered.
@@ -28,6 +28,15 @@ const MAX_WAITING: usize = 16;
 const MAX_KEY_BYTES: usize = 255;
 /// What an entry costs besides the body of its reply, in bytes.
 const OVERHEAD: usize = 512;
+
+/// Fields that differ from one attempt to the next.
+const VOLATILE: [&str; 5] = [
+    "x-request-id:",
+    "x-forwarded-for:",
+    "via:",
+    "date:",
+    "prefer:",
+];
 
 /// What a request is known again by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,19 +55,16 @@ impl Key {
         let mut key = message.topic.clone().into_bytes();
         key.push(0);
         if let Some(given) = idempotency_key {
-            // Who asks belongs to it too: nobody gets the reply to another's question.
-            let asker = properties.user.iter().filter(|(name, field)| {
+            // Who asks belongs to it too, whatever the upstream knows that by: nobody gets the
+            // reply to another's question.
+            let fields = properties.user.iter().filter(|(name, field)| {
                 let field = field.to_ascii_lowercase();
-                name == "method"
-                    || name == "target"
-                    || field.starts_with("authorization:")
-                    || field.starts_with("x-recado-caller:")
-                    || field.starts_with("cookie:")
+                name != DEADLINE_MS && !VOLATILE.iter().any(|name| field.starts_with(name))
             });
             let asked = (
                 &message.payload,
                 &properties.content_type,
-                asker.collect::<Vec<_>>(),
+                fields.collect::<Vec<_>>(),
             );
             for seed in seeds {
                 key.extend(seed.hash_one(&asked).to_be_bytes());

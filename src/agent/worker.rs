@@ -136,8 +136,9 @@ impl Worker {
         };
         if !has_room {
             let detail = "there is no memory for this body while so many others are in hand";
+            // Of one that came before, the first may be running.
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-            return job.reply_problem(&problem, Shares::default());
+            return job.reply_problem(&problem.outcome_unknown(), Shares::default());
         }
         if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
             let detail = "the request states neither deadline-ms nor an expiry interval";
@@ -169,7 +170,7 @@ impl Worker {
             Seen::TooMany(job) => {
                 let detail = "it was repeated too often while the first is running";
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-                job.reply_problem(&problem, Shares::default());
+                job.reply_problem(&problem.outcome_unknown(), Shares::default());
             }
             Seen::Before(job, ended) => job.end(&ended),
         }
@@ -263,7 +264,8 @@ impl Worker {
         let id = job.message.properties.user(REQUEST_ID);
         let id = id.and_then(|id| HeaderValue::try_from(id).ok());
         let id = RequestId::given(id.as_ref());
-        let failed = |problem| (format!("{} ({})", excerpt(payload), name(&id)), problem);
+        // Not the payload: what it holds is for the level info.
+        let failed = |problem| (format!("{} ({})", job.message.topic, name(&id)), problem);
         self.check_size(payload).map_err(failed)?;
         if let Err(error) = serde_json::from_slice::<&RawValue>(payload) {
             let detail = format!("the request is not JSON: {error}");

@@ -221,6 +221,9 @@ impl TryFrom<RawRoute> for Route {
                 return Err("tokens: a route with access = \"public\" needs none".into());
             }
             (Some(AccessName::Public), None) => Admission::Public,
+            (_, Some(names)) if names.is_empty() => {
+                return Err("tokens: found none; without the key, every token is admitted".into());
+            }
             (_, Some(names)) => Admission::Tokens(names),
             (_, None) => Admission::AnyToken,
         };
@@ -332,7 +335,8 @@ fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
             }
             // What was found, unless it may be secret or the message says it.
             let found = text.get(span).unwrap_or_default().trim();
-            if !message.contains("found") && !found.contains("://") && found.lines().count() == 1 {
+            let may_be_secret = found.contains("://") || found.contains('@');
+            if !message.contains("found") && !may_be_secret && found.lines().count() == 1 {
                 message.push_str(&format!("; found {found}"));
             }
         }
@@ -411,8 +415,10 @@ mod tests {
 
     #[test]
     fn a_bad_broker_url_does_not_show_its_password() {
-        let error = gateway_error("broker = \"tcp://me:hush@host\"");
-        assert!(error.contains("mqtt://"), "{error}");
-        assert!(!error.contains("hush"), "{error}");
+        for broker in ["tcp://me:hush@host", "me:hush@host", "mqtt:/me:hush@host"] {
+            let error = gateway_error(&format!("broker = {broker:?}"));
+            assert!(error.contains("mqtt://"), "{error}");
+            assert!(!error.contains("hush"), "{error}");
+        }
     }
 }

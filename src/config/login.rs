@@ -66,5 +66,11 @@ fn first_line(path: &Path) -> Result<String> {
         path: path.to_owned(),
         source,
     })?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    match text.lines().next() {
+        Some(password) if !password.is_empty() => Ok(password.to_owned()),
+        _ => Err(Error::Setting {
+            place: path.display().to_string(),
+            message: "the password stands in the first line, which is empty".into(),
+        }),
+    }
 }

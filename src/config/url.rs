@@ -80,6 +80,9 @@ impl std::str::FromStr for BrokerUrl {
         if authority.host().is_empty() || authority.as_str().ends_with(':') {
             return Err(shape());
         }
+        if tls && authority.host().starts_with('[') {
+            return Err("mqtts:// needs a host name, not an IPv6 address".into());
+        }
         // `port_u16` is None for a port that is no number below 65536, too.
         let port = match (authority.port_u16(), authority.as_str() == authority.host()) {
             (Some(port), _) => port,
@@ -157,6 +160,11 @@ impl std::str::FromStr for UpstreamUrl {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<UpstreamUrl, String> {
+        if text.contains('@') {
+            return Err(
+                "user and password can't stand in it; allowed is http://host[:port][/path]".into(),
+            );
+        }
         let uri: http::Uri = text.parse().map_err(|error| {
             format!("found {text:?} ({error}), allowed is http://host[:port][/path]")
         })?;

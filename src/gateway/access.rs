@@ -24,9 +24,28 @@ pub(super) fn admit<'a>(
     admission: &Admission,
     headers: &HeaderMap,
 ) -> Result<Caller<'a>, Problem> {
-    if *admission == Admission::Public || access.tokens.is_empty() {
+    if access.tokens.is_empty() {
         return Ok(Caller::Anybody);
     }
+    let name = match owner(access, headers) {
+        Ok(name) => name,
+        // The field may be the upstream's then.
+        Err(_) if *admission == Admission::Public => return Ok(Caller::Anybody),
+        Err(problem) => return Err(problem),
+    };
+    match admission {
+        Admission::Tokens(names) if !names.iter().any(|it| it == name) => {
+            let detail = format!("the token {name} is not for this");
+            let challenge = r#"Bearer realm="recado", error="insufficient_scope""#;
+            let problem = Problem::new(StatusCode::FORBIDDEN, Hop::Gateway, detail);
+            Err(problem.authenticate(challenge))
+        }
+        _ => Ok(Caller::Known(name)),
+    }
+}
+
+// Whose token a request carries.
+fn owner<'a>(access: &'a Access, headers: &HeaderMap) -> Result<&'a str, Problem> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let (field, further) = (fields.next(), fields.next());
     let secret = field
@@ -46,19 +65,10 @@ pub(super) fn admit<'a>(
             found = Some(token.name.as_str());
         }
     }
-    let Some(name) = found else {
+    found.ok_or_else(|| {
         let challenge = r#"Bearer realm="recado", error="invalid_token""#;
-        return Err(unauthorized("the token is not known here", challenge));
-    };
-    match admission {
-        Admission::Tokens(names) if !names.iter().any(|it| it == name) => {
-            let detail = format!("the token {name} is not for this");
-            let challenge = r#"Bearer realm="recado", error="insufficient_scope""#;
-            let problem = Problem::new(StatusCode::FORBIDDEN, Hop::Gateway, detail);
-            Err(problem.authenticate(challenge))
-        }
-        _ => Ok(Caller::Known(name)),
-    }
+        unauthorized("the token is not known here", challenge)
+    })
 }
 
 fn unauthorized(detail: &str, challenge: &'static str) -> Problem {
@@ -137,6 +147,10 @@ mod tests {
         assert_eq!(status(&bens, &["Bearer 0123456789abcdef"]), Err(403));
         assert_eq!(status(&bens, &[]), Err(401));
         assert_eq!(status(&Admission::Public, &[]), Ok(String::new()));
+        assert_eq!(status(&Admission::Public, &["Basic x"]), Ok(String::new()));
+        // So that it isn't passed on.
+        let known = status(&Admission::Public, &["Bearer 0123456789abcdef"]);
+        assert_eq!(known, Ok("anna".into()));
         let none = Access::default();
         let admitted = admit(&none, &Admission::AnyToken, &HeaderMap::new());
         assert_eq!(admitted, Ok(Caller::Anybody));

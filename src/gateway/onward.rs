@@ -30,16 +30,7 @@ pub(super) fn onward(
     *headers = request.headers().clone();
     // Before anything is added: a client must not be able to take it away again.
     strip_hop_by_hop(headers);
-    if !trusted {
-        for name in [
-            FORWARDED_FOR,
-            FORWARDED_HOST,
-            FORWARDED_PROTO,
-            header::FORWARDED,
-        ] {
-            headers.remove(name);
-        }
-    }
+    drop_claims(headers, trusted);
     // The host is for the agent to say.
     let host = headers.remove(header::HOST);
     if let Some(host) = host.filter(|_| !headers.contains_key(FORWARDED_HOST)) {
@@ -57,7 +48,6 @@ pub(super) fn onward(
     if let Some(value) = id.header() {
         headers.insert(X_REQUEST_ID, value);
     }
-    headers.remove(CALLER);
     if let Caller::Known(name) = caller {
         headers.remove(header::AUTHORIZATION);
         if let Ok(name) = HeaderValue::from_str(name) {
@@ -65,6 +55,23 @@ pub(super) fn onward(
         }
     }
     onward
+}
+
+// What only this gateway, or a trusted proxy, may say. Some services take `_` for `-`.
+fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
+    let is_claim = |name: &HeaderName| {
+        let name = name.as_str().replace('_', "-");
+        name == CALLER.as_str()
+            || !trusted && (name == "forwarded" || name.starts_with("x-forwarded-"))
+    };
+    let claims: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_claim(name))
+        .cloned()
+        .collect();
+    for name in claims {
+        headers.remove(name);
+    }
 }
 
 /// Adds to a list field, in one line with what is there.
@@ -98,6 +105,9 @@ mod tests {
             ("via", "1.0 other"),
             ("authorization", "Bearer secret"),
             ("x-recado-caller", "forged"),
+            ("x_recado_caller", "forged"),
+            ("x-forwarded-prefix", "/forged"),
+            ("x_forwarded_for", "forged"),
         ] {
             let value = HeaderValue::from_static(value);
             request.headers_mut().append(name, value);
@@ -116,7 +126,10 @@ mod tests {
         assert_eq!(headers["via"], "1.0 other, 1.1 recado");
         assert!(!headers.contains_key("host"));
         assert!(!headers.contains_key("forwarded"));
-        assert!(!headers.contains_key("x-recado-caller"));
+        let forged = headers
+            .values()
+            .any(|value| value == "forged" || value == "/forged");
+        assert!(!forged, "{headers:?}");
         assert_eq!(headers["authorization"], "Bearer secret");
     }
 

@@ -129,11 +129,14 @@ impl<'a> Connection<'a> {
         if self.share.grow(response.body().len()) {
             return response;
         }
+        let given = response.headers().get(X_REQUEST_ID);
+        let id = RequestId::given(given).unwrap_or_else(RequestId::random);
         let detail = "there is no memory for this answer while so many others are being sent";
+        log::warn!("request {id}: 503 at the gateway: {detail}");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail)
             .retry_after(RETRY_AFTER)
             .outcome_unknown()
-            .response(&RequestId::random())
+            .response(&id)
     }
 
     fn answer(&self, request: super::Request) -> Response {

@@ -18,7 +18,7 @@ use ureq::config::Config;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
-use transport::{BUFFER_BYTES, Connect};
+use transport::Connect;
 
 use super::{Request, Response};
 use crate::error::chain;
@@ -90,8 +90,6 @@ impl Upstream {
             .max_idle_connections(1)
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE)
-            .input_buffer_size(BUFFER_BYTES)
-            .output_buffer_size(BUFFER_BYTES)
             .build();
         Upstream {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -126,11 +124,16 @@ impl Upstream {
         let answer = match self.send(&request, timeout) {
             Err(error) if request.method().is_idempotent() && is_cut(&error) => {
                 let left = timeout.saturating_sub(begun.elapsed());
+                // The first attempt may have been executed, whatever becomes of the second.
                 self.send(&request, left)
+                    .map_err(|error| match call_error(error) {
+                        UpstreamError::Unreachable(reason) => UpstreamError::Broken(reason),
+                        other => other,
+                    })
             }
-            other => other,
+            other => other.map_err(call_error),
         };
-        let (parts, mut body) = answer.map_err(call_error)?.into_parts();
+        let (parts, mut body) = answer?.into_parts();
         let body = body
             .with_config()
             .limit(self.max_body_bytes as u64)

@@ -12,7 +12,9 @@ use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, ConnectReturnCode, Filter, Packet, PubAckReason, PubCompReason,
     PubRecReason, Publish, RetainForwardRule, SubAck, SubscribeReasonCode,
 };
-use rumqttc::v5::{Connection, ConnectionError, Event, MqttState, Request, StateError};
+use rumqttc::v5::{
+    Connection, ConnectionError, Event, MqttState, RecvTimeoutError, Request, StateError,
+};
 
 use super::outgoing::Outgoing as Unwritten;
 use super::wire::{INFLIGHT, describe, from_publish, from_qos, to_qos};
@@ -97,8 +99,7 @@ impl Driver {
     pub(super) fn run(&mut self) {
         let mut backoff = Backoff::new(FIRST_DELAY, LAST_DELAY);
         loop {
-            // `recv` and not `recv_timeout`: the latter would cancel a connect in progress.
-            match self.connection.recv() {
+            match self.next_event() {
                 Ok(Ok(event)) => {
                     self.on_packet(event);
                     let useless = lock(&self.publisher.shared.useless).take();
@@ -119,10 +120,26 @@ impl Driver {
                         return;
                     }
                 }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.reconnect("the connection is stuck: the broker takes nothing".into());
+                }
                 // All clients are gone; this driver holds one, so it can't be.
-                Err(_) => return,
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    // There is an event at each ping at least, unless rumqttc is stuck in a write: then it neither
+    // pings nor notices that nobody answers. Before there is a connection `recv_timeout` would
+    // cancel the attempt.
+    fn next_event(&mut self) -> Result<Result<Event, ConnectionError>, RecvTimeoutError> {
+        if self.connected.is_none() {
+            let event = self.connection.recv();
+            return event.map_err(|_| RecvTimeoutError::Disconnected);
+        }
+        let keep_alive = self.connection.eventloop.options.keep_alive();
+        self.connection
+            .recv_timeout(2 * keep_alive + Duration::from_secs(1))
     }
 
     fn on_packet(&mut self, event: Event) {
@@ -339,6 +356,7 @@ impl Driver {
     // Gives this connection up; the next `recv` makes a new one.
     fn reconnect(&mut self, reason: String) {
         self.close_gate(&reason);
+        self.connected = None;
         log::error!("{reason}; trying again in {} s", LAST_DELAY.as_secs());
         self.tell(LinkEvent::Down(reason));
         self.stop.sleep(LAST_DELAY);

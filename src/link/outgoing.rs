@@ -17,11 +17,15 @@ use crate::message::{Message, Qos};
 /// Once a message has waited this long to be written, the connection counts as stalled, and no
 /// further one is queued behind it.
 const STALLED: Duration = Duration::from_secs(1);
+/// How many bytes of payload may wait to be written.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Default)]
 pub(super) struct Outgoing {
-    // When each was queued, oldest first.
-    queued: VecDeque<Instant>,
+    // When each was queued, oldest first, and the size of its payload.
+    queued: VecDeque<(Instant, usize)>,
+    // Of all payloads.
+    bytes: usize,
     // What to know of those with QoS 1 and 2 among them, in the same order.
     sent: VecDeque<Sent>,
     // The same once they are written, by packet identifier.
@@ -40,9 +44,15 @@ impl Outgoing {
     pub fn add(&mut self, message: &Message, limits: &BrokerLimits) -> Result<(), PublishError> {
         let now = Instant::now();
         let oldest = self.queued.front();
-        let stalled = oldest.is_some_and(|since| now - *since > STALLED);
+        let stalled = oldest.is_some_and(|(since, _)| now - *since > STALLED);
+        let size = message.payload.len();
+        // A single one may be as large as a packet may be.
+        let too_many = self.bytes > 0 && self.bytes + size > MAX_BYTES;
         let acknowledged = message.qos > Qos::AtMostOnce;
-        if stalled || acknowledged && self.sent.len() + self.written.len() >= limits.inflight {
+        if stalled
+            || too_many
+            || acknowledged && self.sent.len() + self.written.len() >= limits.inflight
+        {
             return Err(PublishError::Busy);
         }
         if acknowledged {
@@ -51,20 +61,25 @@ impl Outgoing {
                 correlation_data: message.properties.correlation_data.clone(),
             });
         }
-        self.queued.push_back(now);
+        self.queued.push_back((now, size));
+        self.bytes += size;
         Ok(())
     }
 
     /// The one that was added last could not be queued.
     pub fn take_back(&mut self, qos: Qos) {
-        self.queued.pop_back();
+        if let Some((_, size)) = self.queued.pop_back() {
+            self.bytes -= size;
+        }
         if qos > Qos::AtMostOnce {
             self.sent.pop_back();
         }
     }
 
     pub fn written(&mut self, packet_id: u16) {
-        self.queued.pop_front();
+        if let Some((_, size)) = self.queued.pop_front() {
+            self.bytes -= size;
+        }
         if packet_id != 0
             && let Some(sent) = self.sent.pop_front()
         {

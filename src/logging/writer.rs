@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::threads::{self, lock};
@@ -16,6 +16,8 @@ use crate::threads::{self, lock};
 const CAPACITY: usize = 1024 * 1024;
 /// How long the thread pauses between two writes.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long writing what is left may take at the end.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Shared {
@@ -65,7 +67,8 @@ impl Drop for Writer {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            // Whoever should read the log may never do so.
+            let _ = threads::join_until(thread, Instant::now() + GOODBYE);
         }
     }
 }

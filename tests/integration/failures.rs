@@ -344,3 +344,37 @@ fn a_connection_that_ends_without_an_answer_is_tried_again_where_that_is_safe() 
     gateway.stop().unwrap();
     agent.stop().unwrap();
 }
+
+#[test]
+fn a_large_head_of_the_upstream_is_read_and_a_second_attempt_excuses_nothing() {
+    let listener = TcpListener::bind(local(0)).unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let field = format!("X-Large: {}\r\n", "x".repeat(30_000));
+        let (stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(reader.read_line(&mut head).unwrap(), 0);
+        }
+        let answer = format!("HTTP/1.1 204 No Content\r\n{field}\r\n");
+        reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        // The next request comes on the same connection: cut, and nobody listens any more.
+        head.clear();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(reader.read_line(&mut head).unwrap(), 0);
+        }
+    });
+    let broker = TestBroker::start(Kind::Embedded);
+    let agent = start_agent(&broker, upstream);
+    let gateway = start_gateway(&broker);
+    let asked = |method| ask(gateway.address(), method, "/agents/demo/x", "", b"");
+    let answer = asked("GET");
+    assert_eq!(answer.status, 204);
+    assert_eq!(answer.header("x-large").map(str::len), Some(30_000));
+    // The first attempt was received, so whatever the second meets, it may have been executed.
+    problem(&asked("DELETE"), 502, "upstream", "unknown");
+    server.join().unwrap();
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+}

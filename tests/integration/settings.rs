@@ -175,3 +175,23 @@ fn the_mosquitto_file_works() {
         crate::support::mqtt311::Client::connect(broker.port()).subscribe("a");
     }
 }
+
+#[test]
+fn a_check_finds_what_a_start_would() {
+    let check = |program: &str, name: &str, text: &str| {
+        let file = std::env::temp_dir().join(format!("recado-{name}-{}", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        let found = run(own_command(program).args(["--check", "--config", file.to_str().unwrap()]));
+        std::fs::remove_file(file).unwrap();
+        found
+    };
+    let route = "[[route]]\npath = \"/healthz\"\nrequest_topic = \"a/b\"\nmode = \"http\"\n";
+    let (code, output) = check("api_1", "route", route);
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("in conflict"), "{output}");
+    let service =
+        "[[service]]\nname = \"web\"\nmode = \"http\"\npaths = [\"/a/{b}\", \"/a/{c}\"]\n";
+    let (code, output) = check("agent", "service", service);
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("/a/{c}"), "{output}");
+}

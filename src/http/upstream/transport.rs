@@ -16,8 +16,10 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
-/// The size of a connection's buffers, in bytes; head and body of most requests fit.
-pub(super) const BUFFER_BYTES: usize = 16 * 1024;
+/// The size of a connection's output buffer, in bytes; head and body of most requests fit.
+const OUTPUT_BYTES: usize = 16 * 1024;
+/// The size of its input buffer, in bytes. A whole head must fit.
+const INPUT_BYTES: usize = 68 * 1024;
 /// The step of the socket's time-outs.
 const STEP: Duration = Duration::from_millis(250);
 
@@ -68,7 +70,7 @@ impl Tcp {
         stream.set_nodelay(true)?;
         Ok(Tcp {
             stream,
-            buffers: LazyBuffers::new(BUFFER_BYTES, BUFFER_BYTES),
+            buffers: LazyBuffers::new(INPUT_BYTES, OUTPUT_BYTES),
             unsent: Vec::new(),
             read_timeout: None,
             write_timeout: None,
@@ -105,7 +107,7 @@ impl Transport for Tcp {
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         let output = &self.buffers.output()[..amount];
         self.unsent.extend_from_slice(output);
-        match self.unsent.len() < BUFFER_BYTES {
+        match self.unsent.len() < OUTPUT_BYTES {
             true => Ok(()),
             false => self.send(&Deadline::new(timeout)),
         }
@@ -121,6 +123,9 @@ impl Transport for Tcp {
                 self.read_timeout = Some(step);
             }
             let target = self.buffers.input_append_buf();
+            if target.is_empty() {
+                return Err(Error::LargeResponseHeader(INPUT_BYTES, INPUT_BYTES));
+            }
             match self.stream.read(target) {
                 Ok(count) => {
                     self.buffers.input_appended(count);
