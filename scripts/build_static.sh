@@ -45,9 +45,12 @@ else
   target=$musl
 fi
 say "building for $target"
-# With --target the flag is not for procedural macros and build scripts, which can't be static.
-RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" \
-  cargo build --locked --release --target "$target" "${features[@]}" "${programs[@]/#/--bin=}"
+flags="${RUSTFLAGS:-} -C target-feature=+crt-static"
+# In a static program getrandom can't look glibc's function up, and would need /dev/urandom.
+[[ $target == *-musl* ]] || flags+=' --cfg getrandom_backend="linux_getrandom"'
+# With --target the flags are not for procedural macros and build scripts, which can't be static.
+RUSTFLAGS=$flags cargo build --locked --release --target "$target" "${features[@]}" \
+  "${programs[@]/#/--bin=}"
 
 built=${CARGO_TARGET_DIR:-target}/$target/release
 out=${CARGO_TARGET_DIR:-target}/$variant

@@ -14,9 +14,9 @@
 # second to the last.
 #
 # Prints a line every 10 s. After a warm-up (a quarter of the time; 90 s at least, five minutes at
-# most) the mean of the first quarter of what follows is compared with that of the last. Exits 1 if memory has grown by
-# more than 10 % and 512 KiB, or threads or descriptors by more than 2, or if something has died or
-# stays silent. All on 127.0.0.1, on free ports.
+# most) the mean of the first quarter of what follows is compared with that of the last. Exits 1 if
+# memory has grown by more than 10 % and 512 KiB, or threads or descriptors by more than 2, or if
+# something has died or stays silent. All on 127.0.0.1, on free ports.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

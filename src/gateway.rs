@@ -319,11 +319,16 @@ fn no_agent(what: &str) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail).retry_after(RETRY_AFTER)
 }
 
-/// An id for a process that was given none, or a part of one.
+/// An id for a process that was given none, or a part of one. It must be its own, not secret.
 pub(crate) fn random_id() -> Id {
-    let text = format!("{:016x}", getrandom::u64().unwrap_or_default());
+    let number = getrandom::u64().unwrap_or_else(|_| {
+        // A system without random numbers: correlations will be refused, but two processes must not
+        // have one id all the same.
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        (u64::from(std::process::id()) << 40) ^ since.as_nanos() as u64
+    });
     // 16 hexadecimal digits are an id.
-    Id::new(text).unwrap_or_else(|_| unreachable!())
+    Id::new(format!("{number:016x}")).unwrap_or_else(|_| unreachable!())
 }
 
 /// The largest packet that carries a body of `max_body_bytes`.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::message::{Correlation, Received, canonical};
-use crate::threads::{lock, recv_timeout};
+use crate::threads::lock;
 
 /// How many callers that gave up are remembered, to tell a late reply from a foreign one.
 const REMEMBERED: usize = 1024;
@@ -224,7 +224,7 @@ impl<T> Ticket<'_, T> {
         let mut left = timeout;
         let reason = loop {
             let slice = left.min(every);
-            if let Ok(reply) = recv_timeout(&self.reply, slice) {
+            if let Ok(reply) = self.reply.recv_timeout(slice) {
                 self.is_off.set(true);
                 return Ok(reply);
             }

@@ -201,7 +201,7 @@ impl<T> Worker<T> {
             }
             state.idle.push((self.number, self.sender.clone()));
         }
-        let received = match threads::recv_timeout(&self.jobs, self.shared.options.idle) {
+        let received = match self.jobs.recv_timeout(self.shared.options.idle) {
             Ok(received) => received,
             Err(_) => {
                 let mut state = lock(&self.shared.state);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -62,25 +62,6 @@ impl StopSignal {
     /// The channel itself, for `select!`: it never yields a message, it only closes.
     pub fn channel(&self) -> &Receiver<Infallible> {
         &self.receiver
-    }
-}
-
-/// [`Receiver::recv_timeout`] without its spinning: that yields the processor several times before
-/// it parks, in the hope that the message is only a moment away. Here it is a network away, and the
-/// yields cost more than the wait.
-///
-/// Errors: nothing came in time, or nobody is left who could send.
-pub fn recv_timeout<T>(
-    receiver: &Receiver<T>,
-    timeout: Duration,
-) -> std::result::Result<T, RecvTimeoutError> {
-    let mut select = Select::new();
-    select.recv(receiver);
-    match select.select_timeout(timeout) {
-        Ok(operation) => operation
-            .recv(receiver)
-            .map_err(|_| RecvTimeoutError::Disconnected),
-        Err(_) => Err(RecvTimeoutError::Timeout),
     }
 }
 
