@@ -23,7 +23,11 @@ programs=(api_1 api_2 agent client_a client_b)
 features=() variant=static
 case ${1:-} in
 -h | --help) sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "$0"; exit 0 ;;
---minimal) features=(--no-default-features) variant=static-minimal ;;
+--minimal)
+  features=(--no-default-features) variant=static-minimal
+  # A quarter smaller than optimized for speed.
+  export CARGO_PROFILE_RELEASE_OPT_LEVEL=${CARGO_PROFILE_RELEASE_OPT_LEVEL:-s}
+  ;;
 '') programs+=(broker) ;;
 *) fail "unknown: $1; see --help" ;;
 esac

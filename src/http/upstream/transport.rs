@@ -17,9 +17,9 @@ use ureq::unversioned::transport::{
 };
 
 /// The size of a connection's output buffer, in bytes; head and body of most requests fit.
-const OUTPUT_BYTES: usize = 16 * 1024;
+const OUTPUT_BYTES: usize = 8 * 1024;
 /// The size of its input buffer, in bytes. A whole head must fit.
-const INPUT_BYTES: usize = 68 * 1024;
+const INPUT_BYTES: usize = 32 * 1024;
 /// The step of the socket's time-outs.
 const STEP: Duration = Duration::from_millis(250);
 
