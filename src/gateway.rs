@@ -211,7 +211,8 @@ impl Shared {
             Ok(answer) => (answer.response, answer.timing),
             Err(problem) => {
                 log::warn!(
-                    "request {id}: {} {}: {} at the {}: {}",
+                    "request {id} from {}: {} {}: {} at the {}: {}",
+                    client.peer.ip(),
                     request.method(),
                     excerpt(request.uri().path().as_bytes()),
                     problem.status.as_u16(),

@@ -26,7 +26,7 @@ pub enum Admission {
 /// A token and its name, so that one of several can be withdrawn.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// What log lines and the upstream know its owner by.
+    /// What the upstream knows its owner by.
     pub name: String,
     /// The secret.
     pub secret: String,
