@@ -403,6 +403,9 @@ impl Driver {
         let delay = backoff.next_delay(getrandom::u32().unwrap_or_default());
         match error {
             ConnectionError::Io(_) | ConnectionError::Timeout(_) => delay.min(LAST_DELAY_NETWORK),
+            // A handshake that was cut; one that failed was the broker's answer.
+            #[cfg(feature = "tls")]
+            ConnectionError::Tls(rumqttc::TlsError::Io(_)) => delay.min(LAST_DELAY_NETWORK),
             ConnectionError::MqttState(StateError::ServerDisconnect { .. }) => delay,
             ConnectionError::MqttState(_) => delay.min(LAST_DELAY_NETWORK),
             _ => delay,
