@@ -91,12 +91,7 @@ log=${RECADO_LOG:-info}
 unset "${!RECADO_@}" # nothing of the user's own settings
 export RECADO_LOG=$log no_proxy='*'
 
-answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-next_port=$((20000 + RANDOM % 10000)) # below those that the system gives to clients
-free_port() { # sets `port`
-  while answers "$next_port"; do next_port=$((next_port + 1)); done
-  port=$next_port next_port=$((next_port + 1))
-}
+. scripts/ports.sh
 
 start() { # name, command...
   local name=$1

@@ -76,12 +76,7 @@ for program in "${programs[@]}"; do cp "$bin/$program" "$work/"; done
 unset "${!RECADO_@}"
 export RECADO_LOG=error no_proxy='*' # a line for each request would fill the disk
 
-answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-next_port=$((20000 + RANDOM % 10000)) # below those that the system gives to clients
-free_port() { # sets `port`
-  while answers "$next_port"; do next_port=$((next_port + 1)); done
-  port=$next_port next_port=$((next_port + 1))
-}
+. scripts/ports.sh
 
 start() { # name: runs its command
   # shellcheck disable=SC2086 # it is several words

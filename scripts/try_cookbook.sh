@@ -109,13 +109,7 @@ until_true() { # command...: polls it
 
 # --- ports ---------------------------------------------------------------------------------------
 
-answers() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-
-next_port=$((20000 + RANDOM % 10000)) # below those that the system gives to clients
-free_port() { # sets `port`
-  while answers "$next_port"; do next_port=$((next_port + 1)); done
-  port=$next_port next_port=$((next_port + 1))
-}
+. scripts/ports.sh
 
 # The ports of the page, and those that stand for them in this recipe.
 choose_ports() {
