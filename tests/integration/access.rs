@@ -1,4 +1,3 @@
-use std::path::PathBuf;
 use std::process::Command;
 
 use recado::gateway::Gateway;
@@ -6,30 +5,15 @@ use recado::gateway::Gateway;
 use crate::http_mode::{ask, start_upstream, stop};
 use crate::support::http::{Answer, get};
 use crate::support::process::{Process, own_command};
-use crate::support::{Kind, TestBroker, gateway_settings_of, start_agent, start_gateway_with};
+use crate::support::{
+    Kind, TempFile, TestBroker, gateway_settings_of, start_agent, start_gateway_with,
+};
 
 const ANNA: &str = "0123456789abcdef-anna";
 const BEN: &str = "0123456789abcdef-ben";
 
-struct TokensFile(PathBuf);
-
-impl TokensFile {
-    fn new(name: &str, text: &str) -> TokensFile {
-        let file = format!("recado-tokens-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(file);
-        std::fs::write(&path, text).unwrap();
-        TokensFile(path)
-    }
-
-    fn setting(&self) -> String {
-        format!("[access]\ntokens_file = {:?}\n", self.0)
-    }
-}
-
-impl Drop for TokensFile {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.0).unwrap();
-    }
+fn setting(tokens: &TempFile) -> String {
+    format!("[access]\ntokens_file = {:?}\n", tokens.path())
 }
 
 fn asked_with(gateway: &Gateway, target: &str, token: &str, further: &str) -> Answer {
@@ -39,10 +23,7 @@ fn asked_with(gateway: &Gateway, target: &str, token: &str, further: &str) -> An
 
 #[test]
 fn only_who_has_a_token_may_call() {
-    let tokens = TokensFile::new(
-        "call",
-        &format!("# who may call\n\nanna {ANNA}\nben\t{BEN}\n"),
-    );
+    let tokens = TempFile::new(&format!("# who may call\n\nanna {ANNA}\nben\t{BEN}\n"));
     let routes = r#"
         [[route]]
         path = "/agents/{id}/{*path}"
@@ -62,7 +43,7 @@ fn only_who_has_a_token_may_call() {
     let broker = TestBroker::start(Kind::Embedded);
     let upstream = start_upstream();
     let agent = start_agent(&broker, upstream.address());
-    let settings = tokens.setting() + routes;
+    let settings = setting(&tokens) + routes;
     let gateway = start_gateway_with(gateway_settings_of(&broker.url(), &settings));
 
     for path in ["/agents/demo/x", "/agents", "/agents/demo", "/bens/demo/x"] {
@@ -127,10 +108,10 @@ fn a_bad_tokens_file_is_refused_without_showing_it() {
         ),
         ("empty", "# hush\n", "there is no token in it"),
     ] {
-        let tokens = TokensFile::new(name, text);
-        let config = TokensFile::new(&format!("{name}-config"), &tokens.setting());
+        let tokens = TempFile::new(text);
+        let config = TempFile::new(&setting(&tokens));
         let mut command: Command = own_command("api_1");
-        command.args(["--check", "--config", config.0.to_str().unwrap()]);
+        command.args(["--check", "--config", config.path()]);
         let (status, output) = Process::spawn(&mut command).wait();
         assert_eq!(status.code(), Some(1), "{name}");
         assert!(output.contains(wanted), "{name}: {output}");

@@ -1,7 +1,7 @@
 use crate::http_mode::{ask, start_upstream, stop};
 use crate::support::http::get;
 use crate::support::{
-    Chain, Kind, TestBroker, gateway_settings_of, mqtt311, start_agent, start_gateway,
+    Chain, Kind, TempFile, TestBroker, gateway_settings_of, mqtt311, start_agent, start_gateway,
     start_gateway_with, wait_until,
 };
 
@@ -47,17 +47,13 @@ fn nobody_subscribed_means_503_at_once() {
 
 #[test]
 fn a_broker_that_refuses_a_request_is_no_reason_to_wait() {
-    let acl = std::env::temp_dir().join(format!("recado-acl-{}", std::process::id()));
-    std::fs::write(
-        &acl,
+    let acl = TempFile::new(
         "topic read #\ntopic write recado/#\ntopic deny recado/agents/demo/request\n",
-    )
-    .unwrap();
-    let settings = format!("acl_file {}\n", acl.display());
+    );
+    let settings = format!("acl_file {}\n", acl.path());
     let Some(broker) = TestBroker::mosquitto_with(&settings) else {
         return;
     };
-    std::fs::remove_file(acl).unwrap();
     let upstream = start_upstream();
     let agent = start_agent(&broker, upstream.address());
     let gateway = start_gateway_with(gateway_settings_of(&broker.url(), PATIENT_ROUTES));

@@ -1,5 +1,4 @@
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use recado::http::{Client, Front, Request, Response, guarded};
 use crate::support::http::{Answer, Connection, get};
 use crate::support::process::Process;
 use crate::support::proxy::Proxy;
-use crate::support::{Kind, PATIENCE, TestBroker, local, wait_until};
+use crate::support::{Kind, PATIENCE, Random, TempFile, TestBroker, local, wait_until};
 
 on_each_broker!(every_request_gets_one_answer);
 
@@ -38,29 +37,6 @@ fn seed() -> u64 {
     seed.map_or_else(clock, |seed| seed.parse().unwrap())
 }
 
-struct File(PathBuf);
-
-impl File {
-    fn new(text: &str) -> File {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-        let name = format!("recado-chaos-{}-{number}.toml", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, text).unwrap();
-        File(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        std::fs::remove_file(&self.0).unwrap();
-    }
-}
-
 struct Scene {
     broker: TestBroker,
     // Between gateway and broker, and between agents and broker.
@@ -68,7 +44,7 @@ struct Scene {
     gateway: Process,
     address: SocketAddr,
     agents: Mutex<Vec<Process>>,
-    files: Vec<File>,
+    files: Vec<TempFile>,
     upstream: Mutex<Option<Box<dyn Front>>>,
     upstream_address: SocketAddr,
 }
@@ -95,9 +71,9 @@ impl Scene {
         let proxies = [Proxy::start(broker.port()), Proxy::start(broker.port())];
         let upstream = start_upstream(local(0));
         let upstream_address = upstream.address();
-        let mut files = vec![File::new(GATEWAY)];
+        let mut files = vec![TempFile::new(GATEWAY)];
         files.extend((0..AGENTS).map(|number| {
-            File::new(&format!(
+            TempFile::new(&format!(
                 "id = \"agent-{number}\"\nupstream = \"http://{upstream_address}\"\n\
                  [[service]]\nname = \"web\"\nmode = \"http\"\n"
             ))
@@ -143,48 +119,51 @@ impl Scene {
             && get(self.address, "/services/web/x").status == 200
     }
 
-    /// Does one bad thing, and undoes what lasts; returns its name.
-    fn disturb(&self, random: &mut impl FnMut(usize) -> usize) -> &'static str {
-        let pause = Duration::from_millis(50 + random(600) as u64);
-        let proxy = &self.proxies[random(2)];
-        match random(7) {
+    /// Does one bad thing, and undoes it after a while; returns its name.
+    fn disturb(&self, random: &mut Random) -> &'static str {
+        let lasts = Duration::from_millis(50 + random.below(600) as u64);
+        let proxy = &self.proxies[random.below(2)];
+        let nothing = || {};
+        let (name, undo): (_, Box<dyn FnOnce() + '_>) = match random.below(7) {
             0 => {
                 self.broker.stop();
-                std::thread::sleep(pause);
-                self.broker.start_again();
-                "the broker was stopped and started again"
+                (
+                    "the broker was away",
+                    Box::new(|| self.broker.start_again()),
+                )
             }
             1 => {
-                let number = random(AGENTS);
+                let number = random.below(AGENTS);
                 let mut agents = self.agents.lock().unwrap();
                 agents[number].kill();
                 agents[number] = self.start_agent(number);
-                "an agent was killed and started again"
+                ("an agent was killed and started again", Box::new(nothing))
             }
             2 => {
                 let upstream = self.upstream.lock().unwrap().take().unwrap();
                 upstream.stop(Instant::now() + PATIENCE).unwrap();
-                std::thread::sleep(pause);
-                *self.upstream.lock().unwrap() = Some(start_upstream(self.upstream_address));
-                "the upstream was stopped and started again"
+                let start_again = || {
+                    *self.upstream.lock().unwrap() = Some(start_upstream(self.upstream_address));
+                };
+                ("the upstream was away", Box::new(start_again))
             }
             3 => {
                 proxy.stall(true);
-                std::thread::sleep(pause);
-                proxy.stall(false);
-                "a connection was stalled"
+                ("a connection was stalled", Box::new(|| proxy.stall(false)))
             }
             4 | 5 => {
                 proxy.cut();
-                std::thread::sleep(pause);
-                "a connection was cut"
+                ("a connection was cut", Box::new(nothing))
             }
             _ => {
                 proxy.corrupt();
-                std::thread::sleep(pause);
-                "a connection was corrupted"
+                ("a connection was corrupted", Box::new(nothing))
             }
-        }
+        };
+        // How long the fault lasts: nothing is waited for here.
+        std::thread::sleep(lasts);
+        undo();
+        name
     }
 
     fn call(&self, caller: usize, seen: &Seen, done: &AtomicBool) {
@@ -241,13 +220,7 @@ fn every_request_gets_one_answer(kind: Kind) {
     let before = scene.gateway.resources();
     let seed = seed();
     println!("RECADO_CHAOS_SEED={seed}");
-    let mut state = seed | 1;
-    let mut random = |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
+    let mut random = Random::new(seed);
     let (seen, done) = (Seen::default(), AtomicBool::new(false));
     let mut faults = 0;
     let mut last = "";

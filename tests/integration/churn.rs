@@ -1,6 +1,5 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +11,8 @@ use recado::http::{Client, Front, Request, Response, guarded};
 use crate::support::http::{Answer, Connection, get};
 use crate::support::process::Process;
 use crate::support::{
-    Kind, PATIENCE, TestBroker, gateway_settings_of, local, start_gateway_with, wait_until,
+    Kind, PATIENCE, TempFile, TestBroker, gateway_settings_of, local, start_gateway_with,
+    wait_until,
 };
 
 on_each_broker!(
@@ -49,7 +49,7 @@ struct Counters {
 struct Scene {
     broker: TestBroker,
     agents: Mutex<Vec<Process>>,
-    files: Vec<PathBuf>,
+    files: Vec<TempFile>,
     gateways: Vec<Gateway>,
     upstream: Box<dyn Front>,
     counters: Arc<Counters>,
@@ -69,7 +69,7 @@ impl Scene {
         let counters = Arc::new(Counters::default());
         let begun = Instant::now();
         let upstream = counting_upstream(Arc::clone(&counters), begun);
-        let files: Vec<PathBuf> = (0..AGENTS)
+        let files: Vec<TempFile> = (0..AGENTS)
             .map(|number| agent_file(number, upstream.address()))
             .collect();
         let agents = files.iter().map(|file| start_agent(&broker, file));
@@ -162,9 +162,6 @@ impl Scene {
             gateway.stop().unwrap();
         }
         drop(self.agents);
-        for file in self.files {
-            std::fs::remove_file(file).unwrap();
-        }
         self.upstream.stop(Instant::now() + PATIENCE).unwrap();
         let executed = self.counters.executed.lock().unwrap();
         let twice = executed.iter().filter(|(_, times)| **times > 1);
@@ -193,23 +190,15 @@ fn counting_upstream(counters: Arc<Counters>, begun: Instant) -> Box<dyn Front> 
 }
 
 // The service's path tells the upstream which agent called.
-fn agent_file(number: usize, upstream: SocketAddr) -> PathBuf {
-    let name = format!(
-        "recado-churn-{}-{}-{number}.toml",
-        std::process::id(),
-        upstream.port()
-    );
-    let path = std::env::temp_dir().join(name);
-    let text = format!(
+fn agent_file(number: usize, upstream: SocketAddr) -> TempFile {
+    TempFile::new(&format!(
         "id = \"agent-{number}\"\nupstream = \"http://{upstream}/{number}\"\n[[service]]\nname = \"web\"\nmode = \"http\"\n"
-    );
-    std::fs::write(&path, text).unwrap();
-    path
+    ))
 }
 
-fn start_agent(broker: &TestBroker, file: &Path) -> Process {
-    let config = file.to_str().unwrap();
-    Process::own("agent", &["--broker", &broker.url(), "--config", config])
+fn start_agent(broker: &TestBroker, file: &TempFile) -> Process {
+    let arguments = ["--broker", &broker.url(), "--config", file.path()];
+    Process::own("agent", &arguments)
 }
 
 fn ten_thousand_requests_while_agents_are_killed(kind: Kind) {
@@ -255,7 +244,7 @@ fn nothing_is_executed_late_or_twice(kind: Kind) {
         for number in 0..3 {
             scene.broker.stop();
             scene.kill_agent(number);
-            // Longer than anybody waits: what was kept for the broker's return would be late.
+            // How long the broker is away, longer than anybody waits: what was kept for the broker's return would be late.
             std::thread::sleep(TIMEOUT + TOLERANCE);
             scene.broker.start_again();
             scene.wait_for_all_agents();

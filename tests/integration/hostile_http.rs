@@ -6,7 +6,7 @@ use socket2::SockRef;
 
 use crate::support::http::{Connection, get};
 use crate::support::process::{Process, Resources};
-use crate::support::{PATIENCE, wait_until};
+use crate::support::{PATIENCE, TempFile, wait_until};
 
 /// What the process may ever take beyond what it takes when idle, in KiB. Idle, the optimized one
 /// takes 5 MiB, so that it stays below 32.
@@ -86,13 +86,7 @@ struct Server {
 
 impl Server {
     fn start(settings: &str) -> Server {
-        let name = format!(
-            "recado-hostile-{}-{}.toml",
-            std::process::id(),
-            settings.len()
-        );
-        let file = std::env::temp_dir().join(name);
-        std::fs::write(&file, settings).unwrap();
+        let file = TempFile::new(settings);
         let process = Process::own(
             "api_1",
             &[
@@ -101,11 +95,10 @@ impl Server {
                 "--broker",
                 "mqtt://127.0.0.1:1",
                 "--config",
-                file.to_str().unwrap(),
+                file.path(),
             ],
         );
         let address = process.address();
-        std::fs::remove_file(file).unwrap();
         let mut server = Server {
             process,
             address,

@@ -10,7 +10,9 @@ use recado::message::{Message, Properties, Qos};
 use crate::http_mode::stop;
 use crate::odd_messages::Peer;
 use crate::support::http::get;
-use crate::support::{Kind, TestBroker, agent_settings, local, start_agent_with, start_gateway};
+use crate::support::{
+    Kind, Random, TestBroker, agent_settings, local, start_agent_with, start_gateway,
+};
 
 on_each_broker!(no_crafted_request_reaches_the_upstream);
 
@@ -251,20 +253,14 @@ fn no_crafted_request_reaches_the_upstream(kind: Kind) {
     assert_eq!(executed.load(Ordering::SeqCst), 1, "only the last one");
 
     // Several at a time, in every quality of service, some of them again and again.
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
+    let mut random = Random::new(0x2545_f491_4f6c_dd1d);
     for number in 0..500 {
         let mut message = request(1_000 + number);
-        for _ in 0..=random(3) {
-            flaws[random(flaws.len())].1(&mut message);
+        for _ in 0..=random.below(3) {
+            flaws[random.below(flaws.len())].1(&mut message);
         }
-        message.qos = [Qos::AtMostOnce, Qos::AtLeastOnce][random(2)];
-        for _ in 0..=random(2) {
+        message.qos = [Qos::AtMostOnce, Qos::AtLeastOnce][random.below(2)];
+        for _ in 0..=random.below(2) {
             observer.publish_patiently(message.clone());
         }
     }

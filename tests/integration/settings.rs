@@ -1,7 +1,7 @@
 use std::process::Command;
 
 use crate::support::process::{Process, own_command};
-use crate::support::{Kind, TestBroker, free_port};
+use crate::support::{Kind, TempFile, TestBroker, free_port};
 
 fn config(name: &str) -> String {
     format!("{}/config/{name}", env!("CARGO_MANIFEST_DIR"))
@@ -178,20 +178,17 @@ fn the_mosquitto_file_works() {
 
 #[test]
 fn a_check_finds_what_a_start_would() {
-    let check = |program: &str, name: &str, text: &str| {
-        let file = std::env::temp_dir().join(format!("recado-{name}-{}", std::process::id()));
-        std::fs::write(&file, text).unwrap();
-        let found = run(own_command(program).args(["--check", "--config", file.to_str().unwrap()]));
-        std::fs::remove_file(file).unwrap();
-        found
+    let check = |program: &str, text: &str| {
+        let file = TempFile::new(text);
+        run(own_command(program).args(["--check", "--config", file.path()]))
     };
     let route = "[[route]]\npath = \"/healthz\"\nrequest_topic = \"a/b\"\nmode = \"http\"\n";
-    let (code, output) = check("api_1", "route", route);
+    let (code, output) = check("api_1", route);
     assert_eq!(code, Some(2), "{output}");
     assert!(output.contains("in conflict"), "{output}");
     let service =
         "[[service]]\nname = \"web\"\nmode = \"http\"\npaths = [\"/a/{b}\", \"/a/{c}\"]\n";
-    let (code, output) = check("agent", "service", service);
+    let (code, output) = check("agent", service);
     assert_eq!(code, Some(2), "{output}");
     assert!(output.contains("/a/{c}"), "{output}");
 }

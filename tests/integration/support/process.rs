@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::{PATIENCE, local, wait_until};
+use super::{PATIENCE, TempFile, local, wait_until};
 
 /// Whether a program is installed. In CI everything must be: a case that is left out unnoticed
 /// is worse than one that fails.
@@ -194,19 +194,16 @@ pub fn mosquitto(port: u16, settings: &str) -> Option<Process> {
 
 /// Mosquitto with this configuration, accepting on this port; None if it did not start.
 pub fn mosquitto_as(port: u16, configuration: &str) -> Option<Process> {
-    let directory = std::env::temp_dir();
-    let file = directory.join(format!("recado-test-{}-{port}.conf", std::process::id()));
-    std::fs::write(&file, configuration).unwrap();
+    let file = TempFile::new(configuration);
     let path = match std::path::Path::new("/usr/sbin/mosquitto") {
         sbin if sbin.exists() => sbin.to_owned(),
         _ => "mosquitto".into(),
     };
-    let mut process = Process::spawn(Command::new(path).arg("-c").arg(&file));
+    let mut process = Process::spawn(Command::new(path).args(["-c", file.path()]));
     let mut ended = false;
     wait_until("mosquitto accepts or ends", || {
         ended = process.child.try_wait().unwrap().is_some();
         ended || TcpStream::connect(local(port)).is_ok()
     });
-    let _ = std::fs::remove_file(&file);
     (!ended).then_some(process)
 }
