@@ -13,6 +13,7 @@ mod url;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
@@ -178,6 +179,11 @@ fn broker(flag: Option<&str>, file: Option<BrokerUrl>, login: Login) -> Result<B
     }
 }
 
+// Where a setting stands that is only wrong together with others.
+fn place(file: Option<&Path>) -> String {
+    file.map_or_else(String::new, |path| path.display().to_string())
+}
+
 // A name that no token has would shut everybody out, unnoticed.
 fn check_tokens(routes: &[Route], access: &Access, place: &str) -> Result<()> {
     let known = |name: &String| access.tokens.iter().any(|token| token.name == *name);
@@ -194,16 +200,12 @@ fn check_tokens(routes: &[Route], access: &Access, place: &str) -> Result<()> {
     Ok(())
 }
 
-fn no_repeats<'a>(
-    place: impl Fn() -> String,
-    key: &str,
-    values: impl Iterator<Item = &'a str>,
-) -> Result<()> {
+fn no_repeats<'a>(place: &str, key: &str, values: impl Iterator<Item = &'a str>) -> Result<()> {
     let mut seen = HashSet::new();
     for value in values {
         if !seen.insert(value) {
             return Err(Error::Setting {
-                place: format!("{}, key {key}", place()),
+                place: format!("{place}, key {key}"),
                 message: format!("found {value:?} twice, allowed is once"),
             });
         }
@@ -227,25 +229,16 @@ impl GatewaySettings {
             None => Route::built_in(),
             Some(routes) => routes.into_iter().map(|route| route.0).collect(),
         };
-        let place = || {
-            flags
-                .config
-                .as_ref()
-                .map_or_else(String::new, |path| path.display().to_string())
-        };
+        let place = place(flags.config.as_deref());
         let response_topics = routes.iter().filter_map(|route| match &route.mode {
             Mode::Json { response_topic } => Some(response_topic.as_str()),
             Mode::Http => None,
         });
         // A reply in JSON mode is told by its topic alone which route it belongs to.
-        no_repeats(place, "response_topic", response_topics)?;
+        no_repeats(&place, "response_topic", response_topics)?;
         let access = file.access.load()?;
-        check_tokens(&routes, &access, &place())?;
-        let login = Login {
-            username: file.username,
-            password_file: file.password_file,
-            tls: file.tls,
-        };
+        check_tokens(&routes, &access, &place)?;
+        let login = Login::new(file.username, file.password_file, file.tls);
         Ok(GatewaySettings {
             access,
             broker: broker(flags.broker.as_deref(), file.broker, login)?,
@@ -296,24 +289,15 @@ impl AgentSettings {
             .map(|part| part.service(&defaults))
             .chain(file.direct.service(&id, &defaults))
             .collect();
-        let place = || {
-            flags
-                .config
-                .as_ref()
-                .map_or_else(String::new, |path| path.display().to_string())
-        };
+        let place = place(flags.config.as_deref());
         no_repeats(
-            place,
+            &place,
             "request_topic",
             services
                 .iter()
                 .map(|service| service.request_topic.as_str()),
         )?;
-        let login = Login {
-            username: file.username,
-            password_file: file.password_file,
-            tls: file.tls,
-        };
+        let login = Login::new(file.username, file.password_file, file.tls);
         Ok(AgentSettings {
             broker: broker(flags.broker.as_deref(), file.broker, login)?,
             id,

@@ -90,6 +90,12 @@ fn has_body(status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED)
 }
 
+// What a read or a write says that its time-out ended.
+pub(crate) fn is_timeout(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
 /// The name of one request: in the header `X-Request-Id`, in problem documents, in log lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestId(String);

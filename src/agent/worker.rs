@@ -40,7 +40,7 @@ pub(super) struct Job {
     // What it is known again by, if it may come again.
     repeat: Option<Key>,
     // The memory that its body takes.
-    _share: Share,
+    share: Share,
 }
 
 /// The agent's settings and what it needs to work by them.
@@ -122,8 +122,6 @@ impl Worker {
             taken.last_arrival = received;
             taken.last_deadline = deadline.max(taken.last_deadline);
         }
-        let mut share = self.budget.share();
-        let has_room = share.grow(message.payload.len());
         let job = Job {
             service: number,
             message,
@@ -132,28 +130,32 @@ impl Worker {
             deadline,
             publisher: publisher.clone(),
             repeat: None,
-            _share: share,
+            share: self.budget.share(),
         };
-        if !has_room {
-            let detail = "there is no memory for this body while so many others are in hand";
-            // Of one that came before, the first may be running.
-            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-            return job.reply_problem(&problem.outcome_unknown(), Shares::default());
-        }
         if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
             let detail = "the request states neither deadline-ms nor an expiry interval";
             let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
             return job.reply_problem(&problem, Shares::default());
         }
-        let Some(job) = self.unless_seen(job) else {
+        // What waits for a first that is running has a bound of its own.
+        let Some(mut job) = self.unless_seen(job) else {
             return;
         };
-        if let Err(job) = pools[number].submit(job) {
-            let detail = "all workers are busy and the queue is full";
-            let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-            log::warn!("{}: {detail}", job.message.topic);
-            self.end(&job, &Ended::Failed(problem, Shares::default()));
+        if !job.share.grow(job.message.payload.len()) {
+            return self.refuse(
+                &job,
+                "there is no memory for this body while so many others are in hand",
+            );
         }
+        if let Err(job) = pools[number].submit(job) {
+            self.refuse(&job, "all workers are busy and the queue is full");
+        }
+    }
+
+    fn refuse(&self, job: &Job, detail: &str) {
+        log::warn!("{}: {detail}", job.message.topic);
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
+        self.end(job, &Ended::Failed(problem, Shares::default()));
     }
 
     // A request that came before gets the reply of the first, now or when there is one.

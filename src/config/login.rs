@@ -28,6 +28,14 @@ pub(super) struct Login {
 }
 
 impl Login {
+    pub fn new(username: Option<String>, password_file: Option<PathBuf>, tls: TlsFiles) -> Login {
+        Login {
+            username,
+            password_file,
+            tls,
+        }
+    }
+
     /// Puts environment, file and URL together, in this order of precedence.
     ///
     /// Errors: a password file can't be read; TLS files that don't fit together or are given for a

@@ -14,7 +14,7 @@ use super::chunked::{Decoder, is_token};
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
 use super::problem::{Problem, RETRY_AFTER};
-use super::{Client, Handler, RequestId, Response, X_REQUEST_ID, has_body};
+use super::{Client, Handler, RequestId, Response, X_REQUEST_ID, has_body, is_timeout};
 use crate::budget::{Budget, Share};
 use crate::config::HttpLimits;
 use crate::message::Hop;
@@ -419,10 +419,6 @@ fn used(read: io::Result<usize>) -> Result<usize, Stop> {
         Err(error) if is_timeout(&error) => Err(TOO_SLOW.into()),
         Err(_) => Err(Stop::Silent),
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// The bytes of an answer after which the connection is closed.

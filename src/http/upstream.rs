@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_secs(15);
 pub struct Upstream {
     number: usize,
     config: Config,
-    resolver: Arc<CachingResolver>,
+    resolver: CachingResolver,
     max_body_bytes: usize,
 }
 
@@ -94,7 +94,7 @@ impl Upstream {
         Upstream {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             config,
-            resolver: Arc::default(),
+            resolver: CachingResolver::default(),
             max_body_bytes,
         }
     }
@@ -103,8 +103,7 @@ impl Upstream {
     fn agent(&self) -> ureq::Agent {
         AGENTS.with_borrow_mut(|agents| {
             let agent = agents.entry(self.number).or_insert_with(|| {
-                let resolver = SharedResolver(Arc::clone(&self.resolver));
-                ureq::Agent::with_parts(self.config.clone(), Connect, resolver)
+                ureq::Agent::with_parts(self.config.clone(), Connect, self.resolver.clone())
             });
             agent.clone()
         })
@@ -218,12 +217,14 @@ fn body_error(error: ureq::Error) -> UpstreamError {
 }
 
 /// Looks a name up once in a while instead of once per request: ureq's own resolver starts a
-/// thread for each request that has a time-out.
-#[derive(Debug, Default)]
+/// thread for each request that has a time-out. Clones share what they know.
+#[derive(Debug, Default, Clone)]
 struct CachingResolver {
-    inner: DefaultResolver,
-    resolved: Mutex<HashMap<String, (Vec<SocketAddr>, Instant)>>,
+    resolved: Arc<Mutex<Resolved>>,
 }
+
+// By authority: its addresses, and when they were looked up.
+type Resolved = HashMap<String, (Vec<SocketAddr>, Instant)>;
 
 impl CachingResolver {
     fn cached(&self, authority: &str) -> Option<ResolvedSocketAddrs> {
@@ -238,20 +239,6 @@ impl CachingResolver {
     }
 }
 
-#[derive(Debug)]
-struct SharedResolver(Arc<CachingResolver>);
-
-impl Resolver for SharedResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
-        self.0.resolve(uri, config, timeout)
-    }
-}
-
 impl Resolver for CachingResolver {
     fn resolve(
         &self,
@@ -263,7 +250,7 @@ impl Resolver for CachingResolver {
         if let Some(found) = self.cached(authority) {
             return Ok(found);
         }
-        let found = self.inner.resolve(uri, config, timeout)?;
+        let found = DefaultResolver::default().resolve(uri, config, timeout)?;
         let mut resolved = lock(&self.resolved);
         if resolved.len() >= MAX_NAMES {
             resolved.clear();

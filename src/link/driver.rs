@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use rumqttc::Outgoing;
+use rumqttc::Outgoing as OutgoingPacket;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnAckProperties, ConnectReturnCode, Filter, Packet, PubAckReason, PubCompReason,
@@ -16,7 +16,7 @@ use rumqttc::v5::{
     Connection, ConnectionError, Event, MqttState, RecvTimeoutError, Request, StateError,
 };
 
-use super::outgoing::Outgoing as Unwritten;
+use super::outgoing::Outgoing;
 use super::wire::{INFLIGHT, describe, from_publish, from_qos, to_qos};
 use super::{
     Acknowledgement, BrokerLimits, Delivery, Gate, LinkEvent, LinkOptions, Publisher, Subscription,
@@ -150,7 +150,7 @@ impl Driver {
             }
             Event::Incoming(Packet::ConnAck(connack)) => self.on_connack(&connack),
             Event::Incoming(Packet::SubAck(suback)) => self.on_suback(&suback),
-            Event::Outgoing(Outgoing::Subscribe(packet_id)) => {
+            Event::Outgoing(OutgoingPacket::Subscribe(packet_id)) => {
                 if let Some(filters) = self.asking.pop_front() {
                     self.asked.insert(packet_id, filters);
                 }
@@ -182,7 +182,7 @@ impl Driver {
                 };
                 self.on_acknowledged(ack.pkid, delivery);
             }
-            Event::Outgoing(Outgoing::Publish(packet_id)) => {
+            Event::Outgoing(OutgoingPacket::Publish(packet_id)) => {
                 lock(&self.publisher.shared.outgoing).written(packet_id);
                 if packet_id == 0 {
                     self.tell(LinkEvent::Written);
@@ -190,7 +190,7 @@ impl Driver {
             }
             // rumqttc announces one of its own when the broker breaks the protocol, and then
             // doesn't send it.
-            Event::Outgoing(Outgoing::Disconnect) => match self.stop.is_stopped() {
+            Event::Outgoing(OutgoingPacket::Disconnect) => match self.stop.is_stopped() {
                 true => self.goodbye = true,
                 false => self.reconnect("the broker broke the protocol".into()),
             },
@@ -247,7 +247,8 @@ impl Driver {
                 .map_or(INFLIGHT, |theirs| theirs.min(INFLIGHT))
                 .into(),
         };
-        self.note_what_is_missing(property(|p| p.shared_subscription_available) != Some(0));
+        let shares = property(|p| p.shared_subscription_available) != Some(0);
+        self.note_what_is_missing(shares);
         // "No keep alive" from the server would make rumqttc ping without a pause.
         if offered.as_ref().and_then(|p| p.server_keep_alive) == Some(0) {
             self.connection
@@ -259,7 +260,6 @@ impl Driver {
             let _ = self.publisher.shared.client.try_disconnect();
             return;
         }
-        let shares = property(|p| p.shared_subscription_available) != Some(0);
         self.subscribe(shares);
     }
 
@@ -417,7 +417,7 @@ impl Driver {
         let mut gate = shared.write_gate();
         *gate = Gate::Closed(reason.to_owned());
         // Nobody publishes while this thread holds the gate, so after this nothing stale is left.
-        *lock(&shared.outgoing) = Unwritten::default();
+        *lock(&shared.outgoing) = Outgoing::default();
         let eventloop = &mut self.connection.eventloop;
         eventloop.clean();
         eventloop.pending.clear();

@@ -16,6 +16,8 @@ use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
 };
 
+use crate::http::is_timeout;
+
 /// The size of a connection's output buffer, in bytes; head and body of most requests fit.
 const OUTPUT_BYTES: usize = 8 * 1024;
 /// The size of its input buffer, in bytes. A whole head must fit.
@@ -184,10 +186,6 @@ fn step(left: Duration) -> Duration {
         true => STEP * u32::try_from(left.as_millis() / STEP.as_millis()).unwrap_or(u32::MAX),
         false => left,
     }
-}
-
-fn is_timeout(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 #[cfg(test)]
