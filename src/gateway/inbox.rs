@@ -1,5 +1,6 @@
 //! Where replies come in, and how they find who waits for them.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -67,17 +68,26 @@ pub(super) struct Timing {
 impl Timing {
     /// The value of Server-Timing, for a request that took `total`.
     pub fn header(&self, total: Duration) -> String {
-        let millis = |share: Duration| share.as_secs_f64() * 1000.0;
         let Some(away) = self.away else {
-            return format!("gateway;dur={:.3}", millis(total));
+            return format!("gateway;dur={}", Millis(total));
         };
         format!(
-            "gateway;dur={:.3}, broker;dur={:.3}, queue;dur={:.3}, upstream;dur={:.3}",
-            millis(total.saturating_sub(away)),
-            millis(away.saturating_sub(self.queue + self.upstream)),
-            millis(self.queue),
-            millis(self.upstream),
+            "gateway;dur={}, broker;dur={}, queue;dur={}, upstream;dur={}",
+            Millis(total.saturating_sub(away)),
+            Millis(away.saturating_sub(self.queue + self.upstream)),
+            Millis(self.queue),
+            Millis(self.upstream),
         )
+    }
+}
+
+// Milliseconds with three decimals.
+struct Millis(Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0.as_micros();
+        write!(f, "{}.{:03}", micros / 1000, micros % 1000)
     }
 }
 

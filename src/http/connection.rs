@@ -20,8 +20,8 @@ use crate::config::HttpLimits;
 use crate::message::Hop;
 
 const EMPTY_LINE: &[u8] = b"\r\n";
-/// How many bytes are read at a time.
-const READ_BYTES: usize = 4096;
+/// How many bytes are read at a time, as a start.
+const READ_BYTES: usize = 2048;
 /// Bodies up to this size are sent together with their head, in one write.
 const ONE_WRITE_BYTES: usize = 16 * 1024;
 
@@ -190,6 +190,10 @@ impl<'a> Connection<'a> {
             Framing::Chunked => self.read_chunks(&head, deadline)?,
         };
         self.slot.reading.store(false, Ordering::SeqCst);
+        if self.buffer.is_empty() {
+            // The answer may take seconds, and a thousand others wait too.
+            self.buffer = Vec::new();
+        }
         Ok((head, body))
     }
 
@@ -269,7 +273,7 @@ impl<'a> Connection<'a> {
         self.afford(body.len())?;
         while body.len() < length {
             // Memory follows what really comes, not what was announced.
-            let next = (body.len() / 2).clamp(READ_BYTES, 16 * READ_BYTES);
+            let next = (body.len() / 2).clamp(READ_BYTES, 32 * READ_BYTES);
             let next = next.min(length - body.len());
             let left = time_left(deadline)?;
             let came = used(self.append(&mut body, next, left))?;

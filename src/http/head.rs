@@ -89,6 +89,8 @@ impl Scanner {
 /// Parses a whole head, from the request line to the empty line.
 ///
 /// Errors: it is not one that can be answered safely; see [`BadRequest`].
+// Not inlined: the fields take 3 KiB of stack, which would lie below each request that waits.
+#[inline(never)]
 pub fn parse(bytes: &[u8]) -> Result<Head, BadRequest> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut fields);

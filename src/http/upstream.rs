@@ -1,6 +1,7 @@
 //! The HTTP client that the agent calls its upstream with. Nothing outside this file and its folder
 //! names `ureq`.
 
+mod buffers;
 mod transport;
 
 use std::cell::RefCell;
@@ -18,6 +19,7 @@ use ureq::config::Config;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use buffers::Room;
 use transport::Connect;
 
 use super::{Request, Response};
@@ -43,7 +45,14 @@ thread_local! {
     // Each thread has connections of its own: threads that share them would wait for each other
     // twice in every call. The thread that was idle for the shortest time gets the next request, so
     // there are no more connections than requests at a time. They are closed as the thread ends.
-    static AGENTS: RefCell<HashMap<usize, ureq::Agent>> = RefCell::default();
+    static CLIENTS: RefCell<HashMap<usize, Client>> = RefCell::default();
+}
+
+// Cloning it is cheap: it is shared.
+#[derive(Clone)]
+struct Client {
+    agent: ureq::Agent,
+    room: Room,
 }
 
 /// Why a call failed.
@@ -99,13 +108,17 @@ impl Upstream {
         }
     }
 
-    // This thread's. Cloning it is cheap: it is shared.
-    fn agent(&self) -> ureq::Agent {
-        AGENTS.with_borrow_mut(|agents| {
-            let agent = agents.entry(self.number).or_insert_with(|| {
-                ureq::Agent::with_parts(self.config.clone(), Connect, self.resolver.clone())
+    // This thread's.
+    fn client(&self) -> Client {
+        CLIENTS.with_borrow_mut(|clients| {
+            let client = clients.entry(self.number).or_insert_with(|| {
+                let room = Room::default();
+                let connect = Connect { room: room.clone() };
+                let (config, resolver) = (self.config.clone(), self.resolver.clone());
+                let agent = ureq::Agent::with_parts(config, connect, resolver);
+                Client { agent, room }
             });
-            agent.clone()
+            client.clone()
         })
     }
 
@@ -154,24 +167,43 @@ impl Upstream {
         *head.uri_mut() = request.uri().clone();
         *head.headers_mut() = request.headers().clone();
         let body = request.body();
+        let client = self.client();
+        let (longest_line, head_size) = measure(request);
+        client.room.set(longest_line, head_size + body.len());
         // An empty body says so with a Content-Length, which only these methods want
         // (RFC 9110, section 8.6).
         let says_length = [Method::POST, Method::PUT, Method::PATCH];
         match body.is_empty() && !says_length.contains(request.method()) {
-            true => self.run(head, timeout),
-            false => self.run(head.map(|()| body.as_ref()), timeout),
+            true => run(&client.agent, head, timeout),
+            false => run(&client.agent, head.map(|()| body.as_ref()), timeout),
         }
     }
+}
 
-    fn run(
-        &self,
-        request: http::Request<impl AsSendBody>,
-        timeout: Duration,
-    ) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
-        let agent = self.agent();
-        let request = agent.configure_request(request);
-        agent.run(request.timeout_global(Some(timeout)).build())
-    }
+fn run(
+    agent: &ureq::Agent,
+    request: http::Request<impl AsSendBody>,
+    timeout: Duration,
+) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
+    let request = agent.configure_request(request);
+    agent.run(request.timeout_global(Some(timeout)).build())
+}
+
+// The bytes of the longest line of a request's head, and of all of it; rather too many than too few.
+fn measure(request: &Request) -> (usize, usize) {
+    // What ureq adds: Host, Content-Length, and the rest of the request line.
+    const OWN: usize = 256;
+    let uri = request.uri();
+    let target = uri.path().len() + uri.query().map_or(0, str::len);
+    let authority = uri
+        .authority()
+        .map_or(0, |authority| authority.as_str().len());
+    let first = OWN + target + authority + request.method().as_str().len();
+    let fields = request.headers().iter();
+    let lines = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
+    lines.fold((first, first), |(longest, all), line| {
+        (longest.max(line), all + line)
+    })
 }
 
 // The connection ended before there was an answer.

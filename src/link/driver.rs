@@ -137,6 +137,11 @@ impl Driver {
             let event = self.connection.recv();
             return event.map_err(|_| RecvTimeoutError::Disconnected);
         }
+        // rumqttc takes several packets off the connection at a time. Those that are here already
+        // need no runtime.
+        if let Some(event) = self.connection.eventloop.state.events.pop_front() {
+            return Ok(Ok(event));
+        }
         let keep_alive = self.connection.eventloop.options.keep_alive();
         self.connection
             .recv_timeout(2 * keep_alive + Duration::from_secs(1))

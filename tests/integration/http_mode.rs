@@ -397,3 +397,24 @@ fn fields_about_the_upstreams_connection_stay_there() {
     gateway.stop().unwrap();
     agent.stop().unwrap();
 }
+
+#[test]
+fn a_line_as_long_as_a_head_may_be_arrives() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let upstream = start_upstream();
+    let agent = start_agent(&broker, upstream.address());
+    let gateway = start_gateway(&broker);
+    let long = "x".repeat(15_000);
+    let (target, field) = (format!("/target?{long}"), format!("X-Long: {long}\r\n"));
+    for (target, field) in [(target.as_str(), ""), ("/field", field.as_str())] {
+        let direct = ask(upstream.address(), "GET", target, field, b"");
+        assert!(direct.text().contains(&long));
+        let target = format!("/agents/demo{target}");
+        let carried = ask(gateway.address(), "GET", &target, field, b"");
+        assert_eq!(carried.status, 200, "{}", carried.text());
+        assert!(carried.text().contains(&long));
+    }
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(upstream);
+}

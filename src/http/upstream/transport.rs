@@ -2,7 +2,7 @@
 //!
 //! A request is sent in one piece instead of head and body apart; the socket's time-outs are set
 //! in coarse steps, so that they seldom change; and whether an idle connection is still open is one
-//! question instead of three.
+//! question instead of three. The buffers are our own too.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,21 +12,19 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use ureq::Error;
-use ureq::unversioned::transport::{
-    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
-};
+use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
+use super::buffers::{Elastic, MAX_INPUT, Room, SEND_AT};
 use crate::http::is_timeout;
 
-/// The size of a connection's output buffer, in bytes; head and body of most requests fit.
-const OUTPUT_BYTES: usize = 8 * 1024;
-/// The size of its input buffer, in bytes. A whole head must fit.
-const INPUT_BYTES: usize = 32 * 1024;
 /// The step of the socket's time-outs.
 const STEP: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
-pub(super) struct Connect;
+pub(super) struct Connect {
+    /// How much the next request takes.
+    pub room: Room,
+}
 
 impl Connector for Connect {
     type Out = Tcp;
@@ -44,7 +42,7 @@ impl Connector for Connect {
             let time = deadline.left()? / u32::try_from(left).unwrap_or(1).max(1);
             left -= 1;
             match TcpStream::connect_timeout(address, time) {
-                Ok(stream) => return Ok(Some(Tcp::new(stream)?)),
+                Ok(stream) => return Ok(Some(Tcp::new(stream, self.room.clone())?)),
                 Err(error) => last = Some(error),
             }
         }
@@ -59,21 +57,18 @@ impl Connector for Connect {
 /// One connection.
 pub(super) struct Tcp {
     stream: TcpStream,
-    buffers: LazyBuffers,
-    // What is to be sent, before the answer is waited for.
-    unsent: Vec<u8>,
+    buffers: Elastic,
     // What the socket's time-outs are set to.
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
 }
 
 impl Tcp {
-    fn new(stream: TcpStream) -> Result<Tcp, Error> {
+    fn new(stream: TcpStream, room: Room) -> Result<Tcp, Error> {
         stream.set_nodelay(true)?;
         Ok(Tcp {
             stream,
-            buffers: LazyBuffers::new(INPUT_BYTES, OUTPUT_BYTES),
-            unsent: Vec::new(),
+            buffers: Elastic::new(room),
             read_timeout: None,
             write_timeout: None,
         })
@@ -81,20 +76,20 @@ impl Tcp {
 
     fn send(&mut self, deadline: &Deadline) -> Result<(), Error> {
         let mut sent = 0;
-        while sent < self.unsent.len() {
+        while sent < self.buffers.unsent().len() {
             let step = step(deadline.left()?);
             if self.write_timeout != Some(step) {
                 self.stream.set_write_timeout(Some(step))?;
                 self.write_timeout = Some(step);
             }
-            match self.stream.write(&self.unsent[sent..]) {
+            match self.stream.write(&self.buffers.unsent()[sent..]) {
                 Ok(0) => return Err(io::Error::from(ErrorKind::WriteZero).into()),
                 Ok(count) => sent += count,
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        self.unsent.clear();
+        self.buffers.sent();
         Ok(())
     }
 }
@@ -107,9 +102,8 @@ impl Transport for Tcp {
     // ureq hands over head and body apart, and then waits for input. Sent apart they would be two
     // system calls, two packets and, at the other side, two reads.
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        let output = &self.buffers.output()[..amount];
-        self.unsent.extend_from_slice(output);
-        match self.unsent.len() < OUTPUT_BYTES {
+        self.buffers.written(amount);
+        match self.buffers.unsent().len() < SEND_AT {
             true => Ok(()),
             false => self.send(&Deadline::new(timeout)),
         }
@@ -126,7 +120,7 @@ impl Transport for Tcp {
             }
             let target = self.buffers.input_append_buf();
             if target.is_empty() {
-                return Err(Error::LargeResponseHeader(INPUT_BYTES, INPUT_BYTES));
+                return Err(Error::LargeResponseHeader(MAX_INPUT, MAX_INPUT));
             }
             match self.stream.read(target) {
                 Ok(count) => {
