@@ -1,12 +1,13 @@
 //! Worker threads that grow with the load and end when idle.
 //!
-//! An idle worker stands in a list, and only such a worker is given a job: whoever hands it one
-//! takes it off the list in the same step. Counting idle workers in a variable looks simpler and
-//! is wrong: between the wake-up of a worker and its first instruction it would count as idle for
-//! the next job too, which then waits behind it.
+//! All jobs go through one queue. A job that comes wakes an idle worker, or starts a new one, but only
+//! a few may be on their way at a time: each of them, before it begins, wakes the next one if there is
+//! more to do. So while the processors are free each job has a thread at once; while they are not,
+//! those who are running already take the jobs, and nobody is woken who would only stand in line for
+//! a processor.
 //!
-//! The worker that became idle last is the first to get a job again. So as many threads are in
-//! use as the load needs, and the others have been idle for long enough to end.
+//! The worker that became idle last is the first to be woken. So as many threads are in use as the
+//! load needs, and the others have been idle for long enough to end.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +19,9 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::error::Result;
 use crate::threads::{self, lock};
+
+/// How many workers may be on their way to a job.
+const MAX_WAKING: usize = 2;
 
 /// How a [`Pool`] is built.
 #[derive(Debug, Clone)]
@@ -46,10 +50,13 @@ struct Shared<T> {
 }
 
 struct State<T> {
-    // Those who wait for a job, the last to come at the end; each by its own channel.
-    idle: Vec<(usize, Sender<Option<T>>)>,
-    // Never filled while somebody is idle.
     queue: VecDeque<T>,
+    // Those who wait to be woken, the last to come at the end; each by its own channel.
+    idle: Vec<(usize, Sender<()>)>,
+    // Those who were woken or started and have not looked at the queue yet. While the queue is not
+    // empty there is one at least, or all workers are busy.
+    waking: usize,
+    // All of them.
     workers: usize,
     started: usize,
     threads: Vec<JoinHandle<()>>,
@@ -64,8 +71,9 @@ impl<T: Send + 'static> Pool<T> {
                 options,
                 run: Box::new(run),
                 state: Mutex::new(State {
-                    idle: Vec::new(),
                     queue: VecDeque::new(),
+                    idle: Vec::new(),
+                    waking: 0,
                     workers: 0,
                     started: 0,
                     threads: Vec::new(),
@@ -75,59 +83,32 @@ impl<T: Send + 'static> Pool<T> {
         }
     }
 
-    /// Hands a job to an idle worker, else to a new one, else to the queue. Never blocks.
+    /// Takes a job for an idle worker, a new one, or the next that is done. Never blocks.
     ///
-    /// Gives the job back when all workers are busy and the queue is full, or when the pool is
-    /// closed.
+    /// Gives the job back when all workers are busy and the queue is full, when the system has no
+    /// thread for another worker, or when the pool is closed.
     pub fn submit(&self, job: T) -> std::result::Result<(), T> {
-        let mut state = lock(&self.shared.state);
-        if state.closed {
+        let Shared { options, state, .. } = &*self.shared;
+        let mut state = lock(state);
+        // Each of these takes one job off the queue.
+        let free = state.idle.len() + state.waking + (options.max_workers - state.workers);
+        if state.closed || state.queue.len() >= free + options.queue {
             return Err(job);
         }
-        if let Some((_, worker)) = state.idle.pop() {
-            drop(state);
-            // Its channel has room for one, and being off the list makes this the only sender.
-            return match worker.try_send(Some(job)) {
-                Ok(()) => Ok(()),
-                Err(refused) => refused.into_inner().map_or(Ok(()), Err),
-            };
-        }
-        if state.workers < self.shared.options.max_workers {
-            return self.grow(&mut state, job);
-        }
-        if state.queue.len() < self.shared.options.queue {
-            state.queue.push_back(job);
-            return Ok(());
-        }
-        Err(job)
-    }
-
-    fn grow(&self, state: &mut State<T>, job: T) -> std::result::Result<(), T> {
-        let number = state.started;
-        let name = format!("{}-{number}", self.shared.options.name);
-        let (sender, receiver) = crossbeam_channel::bounded(1);
-        let worker = Worker {
-            shared: Arc::clone(&self.shared),
-            number,
-            jobs: receiver.clone(),
-            sender: sender.clone(),
+        state.queue.push_back(job);
+        let waker = match Shared::next_to_wake(&self.shared, &mut state) {
+            Ok(waker) => waker,
+            // The system has no thread left: this job was counted on one.
+            Err(NoThread)
+                if state.queue.len() > state.idle.len() + state.waking + options.queue =>
+            {
+                return state.queue.pop_back().map_or(Ok(()), Err);
+            }
+            Err(NoThread) => None,
         };
-        // Sent first, so that it can be taken back if the system has no thread left.
-        let _ = sender.try_send(Some(job));
-        match threads::spawn(&name, self.shared.options.stack_kib, move || worker.run()) {
-            Ok(handle) => {
-                state.started += 1;
-                state.workers += 1;
-                // Ended workers need no join; without this the list would grow for ever.
-                state.threads.retain(|thread| !thread.is_finished());
-                state.threads.push(handle);
-                Ok(())
-            }
-            Err(error) => {
-                log::warn!("{}: {}", self.shared.options.name, error.chain());
-                receiver.try_recv().ok().flatten().map_or(Ok(()), Err)
-            }
-        }
+        drop(state);
+        wake(waker);
+        Ok(())
     }
 
     /// Whether it takes no further job.
@@ -149,9 +130,10 @@ impl<T: Send + 'static> Pool<T> {
         let threads = {
             let mut state = lock(&self.shared.state);
             state.closed = true;
-            // Those who wait are told that there is nothing more to come.
+            // Those who wait see that there is nothing more to come.
+            state.waking += state.idle.len();
             for (_, worker) in state.idle.drain(..) {
-                let _ = worker.try_send(None);
+                wake(Some(worker));
             }
             std::mem::take(&mut state.threads)
         };
@@ -166,60 +148,130 @@ impl<T: Send + 'static> Pool<T> {
     }
 }
 
+impl<T: Send + 'static> Shared<T> {
+    // Sees to it that somebody looks at the queue: starts a worker, or says whom to wake once the
+    // lock is free.
+    fn next_to_wake(
+        shared: &Arc<Shared<T>>,
+        state: &mut State<T>,
+    ) -> std::result::Result<Option<Sender<()>>, NoThread> {
+        if state.queue.is_empty() || state.waking >= MAX_WAKING {
+            return Ok(None);
+        }
+        if let Some((_, waker)) = state.idle.pop() {
+            state.waking += 1;
+            return Ok(Some(waker));
+        }
+        match state.workers < shared.options.max_workers {
+            true => Shared::grow(shared, state).map(|()| None),
+            false => Ok(None),
+        }
+    }
+
+    fn grow(shared: &Arc<Shared<T>>, state: &mut State<T>) -> std::result::Result<(), NoThread> {
+        let number = state.started;
+        let name = format!("{}-{number}", shared.options.name);
+        let worker = Worker::new(Arc::clone(shared), number);
+        match threads::spawn(&name, shared.options.stack_kib, move || worker.run()) {
+            Ok(handle) => {
+                state.started += 1;
+                state.workers += 1;
+                state.waking += 1;
+                // Ended workers need no join; without this the list would grow for ever.
+                state.threads.retain(|thread| !thread.is_finished());
+                state.threads.push(handle);
+                Ok(())
+            }
+            Err(error) => {
+                log::warn!("{}: {}", shared.options.name, error.chain());
+                Err(NoThread)
+            }
+        }
+    }
+}
+
+// The system has no thread left.
+struct NoThread;
+
+// Its channel has room for one, and being off the list makes the caller the only sender.
+fn wake(waker: Option<Sender<()>>) {
+    if let Some(waker) = waker {
+        let _ = waker.try_send(());
+    }
+}
+
 struct Worker<T> {
     shared: Arc<Shared<T>>,
     number: usize,
-    jobs: Receiver<Option<T>>,
+    wake_up: Receiver<()>,
     // What this worker puts into the list when it is idle.
-    sender: Sender<Option<T>>,
+    waker: Sender<()>,
 }
 
-impl<T> Worker<T> {
+impl<T: Send + 'static> Worker<T> {
+    fn new(shared: Arc<Shared<T>>, number: usize) -> Worker<T> {
+        let (waker, wake_up) = crossbeam_channel::bounded(1);
+        Worker {
+            shared,
+            number,
+            wake_up,
+            waker,
+        }
+    }
+
     fn run(self) {
-        // The first job was sent before the thread was started.
-        let mut next = self.jobs.try_recv().ok().flatten();
-        while let Some(job) = next {
+        let mut is_waking = true;
+        while let Some(job) = self.next_job(is_waking) {
+            is_waking = false;
             // A panic is a defect of ours, yet it must cost this job only.
             if catch_unwind(AssertUnwindSafe(|| (self.shared.run)(job))).is_err() {
                 log::error!("a job panicked; its worker goes on");
             }
-            next = self.next_job();
         }
     }
 
-    // None: this worker is one no more. That is decided under the lock, so that no job is queued
-    // for it in the meantime.
-    fn next_job(&self) -> Option<T> {
-        {
+    // None: this worker is one no more. That is decided under the lock, so that nobody counts on it.
+    fn next_job(&self, mut is_waking: bool) -> Option<T> {
+        loop {
             let mut state = lock(&self.shared.state);
+            if is_waking {
+                state.waking -= 1;
+            }
             if let Some(job) = state.queue.pop_front() {
+                // Without a thread for it the rest waits for those who are busy.
+                let waker = Shared::next_to_wake(&self.shared, &mut state);
+                drop(state);
+                wake(waker.unwrap_or_default());
                 return Some(job);
             }
             if state.closed {
                 state.workers -= 1;
                 return None;
             }
-            state.idle.push((self.number, self.sender.clone()));
-        }
-        let received = match self.jobs.recv_timeout(self.shared.options.idle) {
-            Ok(received) => received,
-            Err(_) => {
-                let mut state = lock(&self.shared.state);
-                let place = state.idle.iter().position(|(who, _)| *who == self.number);
-                if let Some(place) = place {
-                    state.idle.remove(place);
-                    state.workers -= 1;
-                    return None;
-                }
-                drop(state);
-                // Off the list: something is being sent just now.
-                self.jobs.recv().ok().flatten()
+            state.idle.push((self.number, self.waker.clone()));
+            drop(state);
+            if !self.sleep() {
+                return None;
             }
-        };
-        if received.is_none() {
-            lock(&self.shared.state).workers -= 1;
+            is_waking = true;
         }
-        received
+    }
+
+    // Returns whether it was woken; if not, its time was up.
+    fn sleep(&self) -> bool {
+        if self.wake_up.recv_timeout(self.shared.options.idle).is_err() {
+            let mut state = lock(&self.shared.state);
+            let place = state.idle.iter().position(|(who, _)| *who == self.number);
+            if let Some(place) = place {
+                state.idle.remove(place);
+                state.workers -= 1;
+                return false;
+            }
+            drop(state);
+            // Off the list: it is being woken just now.
+            let _ = self.wake_up.recv();
+        }
+        true
     }
 }
 
