@@ -2,34 +2,28 @@
 //! names `ureq`.
 
 mod buffers;
+mod resolver;
 mod transport;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, Uri};
+use http::Method;
 use ureq::AsSendBody;
 use ureq::config::Config;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::NextTimeout;
+use ureq::unversioned::resolver::DefaultResolver;
 
 use buffers::Room;
+use resolver::Caching;
 use transport::Connect;
 
 use super::{Request, Response};
 use crate::error::chain;
-use crate::threads::lock;
 
-/// How long a resolved name is used before it is looked up again.
-const RESOLVED_FOR: Duration = Duration::from_secs(30);
-/// How many names are remembered; an agent has one upstream, or a few.
-const MAX_NAMES: usize = 64;
 /// How long an idle connection is kept: less than servers usually do.
 const IDLE: Duration = Duration::from_secs(15);
 
@@ -37,7 +31,7 @@ const IDLE: Duration = Duration::from_secs(15);
 pub struct Upstream {
     number: usize,
     config: Config,
-    resolver: CachingResolver,
+    resolver: Caching<DefaultResolver>,
     max_body_bytes: usize,
 }
 
@@ -103,7 +97,7 @@ impl Upstream {
         Upstream {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             config,
-            resolver: CachingResolver::default(),
+            resolver: Caching::new(DefaultResolver::default()),
             max_body_bytes,
         }
     }
@@ -245,49 +239,5 @@ fn body_error(error: ureq::Error) -> UpstreamError {
     match error {
         ureq::Error::Timeout(_) => UpstreamError::TimedOut,
         other => UpstreamError::Broken(chain(&other)),
-    }
-}
-
-/// Looks a name up once in a while instead of once per request: ureq's own resolver starts a
-/// thread for each request that has a time-out. Clones share what they know.
-#[derive(Debug, Default, Clone)]
-struct CachingResolver {
-    resolved: Arc<Mutex<Resolved>>,
-}
-
-// By authority: its addresses, and when they were looked up.
-type Resolved = HashMap<String, (Vec<SocketAddr>, Instant)>;
-
-impl CachingResolver {
-    fn cached(&self, authority: &str) -> Option<ResolvedSocketAddrs> {
-        let resolved = lock(&self.resolved);
-        let (addresses, since) = resolved.get(authority)?;
-        if since.elapsed() >= RESOLVED_FOR {
-            return None;
-        }
-        let mut found = self.empty();
-        addresses.iter().for_each(|address| found.push(*address));
-        Some(found)
-    }
-}
-
-impl Resolver for CachingResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        if let Some(found) = self.cached(authority) {
-            return Ok(found);
-        }
-        let found = DefaultResolver::default().resolve(uri, config, timeout)?;
-        let mut resolved = lock(&self.resolved);
-        if resolved.len() >= MAX_NAMES {
-            resolved.clear();
-        }
-        resolved.insert(authority.to_owned(), (found.to_vec(), Instant::now()));
-        Ok(found)
     }
 }
