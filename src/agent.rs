@@ -40,7 +40,7 @@ pub struct Agent {
     link: Link,
     announcer: Arc<Announcer>,
     worker: Arc<Worker>,
-    pools: Arc<[Pool<Job>]>,
+    pools: Arc<[Pool<Box<Job>>]>,
 }
 
 impl Agent {
@@ -52,7 +52,7 @@ impl Agent {
         let announcer = Arc::new(Announcer::new(&settings));
         let options = link_options(&settings, &announcer);
         let worker = Arc::new(Worker::new(settings)?);
-        let pools: Arc<[Pool<Job>]> = worker
+        let pools: Arc<[Pool<Box<Job>>]> = worker
             .services()
             .map(|service| pool(service, Arc::clone(&worker)))
             .collect();
@@ -182,7 +182,7 @@ fn subscription(service: &Service) -> Subscription {
     }
 }
 
-fn pool(service: &Service, worker: Arc<Worker>) -> Pool<Job> {
+fn pool(service: &Service, worker: Arc<Worker>) -> Pool<Box<Job>> {
     let options = PoolOptions {
         name: "worker",
         max_workers: service.workers,
@@ -190,5 +190,5 @@ fn pool(service: &Service, worker: Arc<Worker>) -> Pool<Job> {
         stack_kib: 256,
         idle: IDLE_WORKER,
     };
-    Pool::new(options, move |job| worker.work(&job))
+    Pool::new(options, move |job: Box<Job>| worker.work(&job))
 }

@@ -50,7 +50,7 @@ pub(super) struct Worker {
     upstream: Upstream,
     budget: Arc<Budget>,
     dropped: AtomicU64,
-    repeats: Repeats<Job>,
+    repeats: Repeats<Box<Job>>,
     seeds: [RandomState; 2],
     taken: Mutex<Taken>,
 }
@@ -98,7 +98,7 @@ impl Worker {
     }
 
     /// Takes a message. Runs on the mqtt thread.
-    pub fn take(&self, publisher: &Publisher, pools: &[Pool<Job>], message: Message) {
+    pub fn take(&self, publisher: &Publisher, pools: &[Pool<Box<Job>>], message: Message) {
         let received = Instant::now();
         let topic = message.topic.as_str();
         let mut services = self.services();
@@ -122,7 +122,7 @@ impl Worker {
             taken.last_arrival = received;
             taken.last_deadline = deadline.max(taken.last_deadline);
         }
-        let job = Job {
+        let job = Box::new(Job {
             service: number,
             message,
             reply_to,
@@ -131,7 +131,7 @@ impl Worker {
             publisher: publisher.clone(),
             repeat: None,
             share: self.budget.share(),
-        };
+        });
         if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
             let detail = "the request states neither deadline-ms nor an expiry interval";
             let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
@@ -159,7 +159,7 @@ impl Worker {
     }
 
     // A request that came before gets the reply of the first, now or when there is one.
-    fn unless_seen(&self, mut job: Job) -> Option<Job> {
+    fn unless_seen(&self, mut job: Box<Job>) -> Option<Box<Job>> {
         let idempotency_key = idempotency_key(&job.message);
         let Some(key) = Key::of(&job.message, idempotency_key, &self.seeds) else {
             return Some(job);
