@@ -1,5 +1,5 @@
 //! What the parts that only compute take, per call: time and allocations. `cargo bench`; a name
-//! behind it, as in `cargo bench head`, runs those only.
+//! behind it, as in `cargo bench --bench parts head`, runs those only.
 
 // As in tests: what goes in is known.
 #![allow(clippy::unwrap_used)]

@@ -3,7 +3,7 @@
 #
 #   scripts/bench.sh [SECONDS] [--csv DIR]
 #
-#   SECONDS    how long each of 28 measurements takes: 3 by default, 2 at least
+#   SECONDS    how long each of 31 measurements takes: 3 by default, 2 at least
 #   --csv DIR  also writes the tables there as CSV files, for scripts/plot.py
 #
 #   RECADO_BIN (target/release)    where the programs are; they are built if they are missing
@@ -15,10 +15,10 @@
 # else is said. Prints Markdown tables:
 #
 #   the floor    what the hops alone take: two through the broker, two over HTTP (needs python3)
-#   connections  1 to 256, which is all that api_1 takes by default: GET /ping
+#   connections  1 to 1,000: GET /ping
 #   payload      16 B to 1 MiB, there and back: POST /agents/demo/echo
 #   agents       1 to 4 that share a service: GET /ping, and an upstream that takes 20 ms
-#   waiters      1 to 200 requests at a time to an upstream that takes 500 ms
+#   waiters      1 to 2,000 requests at a time to an upstream that takes a second (needs python3)
 #
 # All programs run on this machine and share its processors, wrk too. All on 127.0.0.1, on free ports.
 set -euo pipefail
@@ -229,6 +229,26 @@ print(f"{hops:.0f} {call:.0f} {hops + 2 * call:.0f}")
 P
 }
 
+# Answers /slow after a second, everything else at once; api_2 has not as many threads.
+slow_upstream='
+import asyncio, sys
+async def serve(reader, writer):
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            if b"/slow " in head:
+                await asyncio.sleep(1)
+            body = b"{\"message\": \"pong\"}"
+            head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            writer.write((head % len(body)).encode() + body)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), backlog=4096)
+    await server.serve_forever()
+asyncio.run(main())
+'
+
 # --- the parts that stay: the broker, api_2, nginx -----------------------------------------------
 
 free_port; mqtt_port=$port mqtt=mqtt://127.0.0.1:$port
@@ -278,12 +298,12 @@ else
   echo "Python, takes some of it."
 fi
 
-: >"$work/gateway.toml"
-echo "upstream = \"http://127.0.0.1:$upstream\"" >"$work/agent.toml"
+printf '[http]\nmax_connections = 1100\n' >"$work/gateway.toml"
+printf 'upstream = "http://127.0.0.1:%s"\nqueue = 1100\n' "$upstream" >"$work/agent.toml"
 start_chain 1
 printf '\nMemory when idle: api_1 %s KiB, agent %s KiB.\n' "$(rss api_1)" "$(rss demo)"
 table connections "Connections: GET /ping" connections
-for n in 1 2 4 8 16 32 64 128 256; do row $n $n /ping; done
+for n in 1 2 4 8 16 32 64 128 256 512 1000; do row $n $n /ping; done
 stop_chain
 
 # An echo is longer than what it echoes: bodies of 2 MiB, in enough memory for all connections.
@@ -309,10 +329,18 @@ for n in 16 1024 16384 65536 262144 1048576; do
   row $n 8 /agents/demo/echo -s "$work/post.lua" -- $n
 done
 stop_chain
-start_chain 1
-table waiters "Waiters: an upstream that takes 500 ms, an agent with 256 workers" waiters
-for n in 1 10 50 100 200; do row $n $n '/agents/demo/sleep?ms=500'; done
-stop_chain
+
+if installed python3; then
+  free_port
+  start slow python3 -c "$slow_upstream" "$port"
+  wait_until "the slow upstream" answers "$port"
+  printf 'max_waiting = 2100\n[http]\nmax_connections = 2100\n' >"$work/gateway.toml"
+  printf 'upstream = "http://127.0.0.1:%s"\nworkers = 2100\n' "$port" >"$work/agent.toml"
+  start_chain 1
+  table waiters "Waiters: an upstream that takes a second, an agent with 2,100 workers" waiters
+  for n in 1 10 100 500 1000 2000; do row $n $n /agents/demo/slow; done
+  stop_chain
+fi
 
 : >"$work/gateway.toml"
 cat >"$work/agent.toml" <<C

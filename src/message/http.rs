@@ -137,6 +137,7 @@ pub fn read_reply(message: &Message, method: &Method) -> Result<Response<Bytes>,
 
 fn write_headers(headers: &HeaderMap, properties: &mut Properties) {
     let hop_by_hop = connection_options(headers);
+    properties.user.reserve(headers.len());
     for (name, value) in headers {
         let named = |option: &&str| option.eq_ignore_ascii_case(name.as_str());
         if is_hop_by_hop(name) || hop_by_hop.iter().any(named) {
@@ -148,7 +149,7 @@ fn write_headers(headers: &HeaderMap, properties: &mut Properties) {
                 if name == header::CONTENT_TYPE && properties.content_type.is_none() {
                     properties.content_type = Some(text.to_owned());
                 } else {
-                    let field = format!("{name}: {text}");
+                    let field = [name.as_str(), ": ", text].concat();
                     properties.user.push((HEADER.to_owned(), field));
                 }
             }
@@ -164,7 +165,8 @@ fn write_headers(headers: &HeaderMap, properties: &mut Properties) {
 }
 
 fn read_headers(properties: &Properties) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
+    // Most properties are headers; who sends thousands of others gets no memory for them.
+    let mut headers = HeaderMap::with_capacity(properties.user.len().min(64));
     if let Some(content_type) = &properties.content_type {
         let value = HeaderValue::from_bytes(content_type.as_bytes())
             .map_err(|_| "its content type is not a header value".to_owned())?;
