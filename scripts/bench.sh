@@ -64,6 +64,7 @@ done
 
 # --- processes -----------------------------------------------------------------------------------
 
+ulimit -n "$(ulimit -Hn)" # a descriptor for each connection
 work=$(mktemp -d)
 declare -A pid=()
 wrk_pid=''

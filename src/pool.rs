@@ -96,16 +96,15 @@ impl<T: Send + 'static> Pool<T> {
             return Err(job);
         }
         state.queue.push_back(job);
-        let waker = match Shared::next_to_wake(&self.shared, &mut state) {
-            Ok(waker) => waker,
-            // The system has no thread left: this job was counted on one.
-            Err(NoThread)
-                if state.queue.len() > state.idle.len() + state.waking + options.queue =>
-            {
+        let certain = state.idle.len() + state.waking + options.queue;
+        if state.queue.len() > certain || state.workers == 0 {
+            // This job counts on a thread that there is not yet.
+            if let Err(NoThread) = Shared::grow(&self.shared, &mut state) {
                 return state.queue.pop_back().map_or(Ok(()), Err);
             }
-            Err(NoThread) => None,
-        };
+            return Ok(());
+        }
+        let waker = Shared::next_to_wake(&self.shared, &mut state);
         drop(state);
         wake(waker);
         Ok(())
@@ -127,7 +126,7 @@ impl<T: Send + 'static> Pool<T> {
     /// Errors: a worker is still busy at `deadline`
     /// ([`Error::Thread`](crate::error::Error::Thread)); a further call waits for it again.
     pub fn join(&self, deadline: Instant) -> Result<()> {
-        let threads = {
+        {
             let mut state = lock(&self.shared.state);
             state.closed = true;
             // Those who wait see that there is nothing more to come.
@@ -135,37 +134,42 @@ impl<T: Send + 'static> Pool<T> {
             for (_, worker) in state.idle.drain(..) {
                 wake(Some(worker));
             }
-            std::mem::take(&mut state.threads)
-        };
+        }
         let mut first_failure = Ok(());
-        for thread in threads {
-            if let Err((thread, error)) = threads::try_join_until(thread, deadline) {
-                first_failure = first_failure.and(Err(error));
-                lock(&self.shared.state).threads.extend(thread);
+        let mut stuck = Vec::new();
+        loop {
+            let threads = std::mem::take(&mut lock(&self.shared.state).threads);
+            if threads.is_empty() {
+                break;
+            }
+            // While there is a queue they start further ones, which stand in the list before they end.
+            for thread in threads {
+                if let Err((thread, error)) = threads::try_join_until(thread, deadline) {
+                    first_failure = first_failure.and(Err(error));
+                    stuck.extend(thread);
+                }
             }
         }
+        lock(&self.shared.state).threads.extend(stuck);
         first_failure
     }
 }
 
 impl<T: Send + 'static> Shared<T> {
     // Sees to it that somebody looks at the queue: starts a worker, or says whom to wake once the
-    // lock is free.
-    fn next_to_wake(
-        shared: &Arc<Shared<T>>,
-        state: &mut State<T>,
-    ) -> std::result::Result<Option<Sender<()>>, NoThread> {
+    // lock is free. Where the system has no thread left, those who are busy will look.
+    fn next_to_wake(shared: &Arc<Shared<T>>, state: &mut State<T>) -> Option<Sender<()>> {
         if state.queue.is_empty() || state.waking >= MAX_WAKING {
-            return Ok(None);
+            return None;
         }
         if let Some((_, waker)) = state.idle.pop() {
             state.waking += 1;
-            return Ok(Some(waker));
+            return Some(waker);
         }
-        match state.workers < shared.options.max_workers {
-            true => Shared::grow(shared, state).map(|()| None),
-            false => Ok(None),
+        if state.workers < shared.options.max_workers {
+            let _ = Shared::grow(shared, state);
         }
+        None
     }
 
     fn grow(shared: &Arc<Shared<T>>, state: &mut State<T>) -> std::result::Result<(), NoThread> {
@@ -238,10 +242,9 @@ impl<T: Send + 'static> Worker<T> {
                 state.waking -= 1;
             }
             if let Some(job) = state.queue.pop_front() {
-                // Without a thread for it the rest waits for those who are busy.
                 let waker = Shared::next_to_wake(&self.shared, &mut state);
                 drop(state);
-                wake(waker.unwrap_or_default());
+                wake(waker);
                 return Some(job);
             }
             if state.closed {
@@ -335,6 +338,37 @@ mod tests {
                 }
             }
         }
+        pool.join(soon()).unwrap();
+    }
+
+    #[test]
+    fn closing_waits_for_those_who_start_as_it_closes_too() {
+        const JOBS: usize = 10;
+        for _ in 0..20 {
+            let barrier = std::sync::Barrier::new(JOBS);
+            let (done, on_done) = crossbeam_channel::unbounded();
+            let pool = Pool::new(options(JOBS, JOBS), move |()| {
+                barrier.wait();
+                done.send(()).unwrap();
+            });
+            for _ in 0..JOBS {
+                pool.submit(()).unwrap();
+            }
+            pool.join(soon()).unwrap();
+            assert_eq!((on_done.len(), pool.workers()), (JOBS, 0));
+        }
+    }
+
+    #[test]
+    fn without_a_thread_the_job_comes_back() {
+        let mut options = options(2, 4);
+        // More than there are addresses: the system refuses.
+        options.stack_kib = 1 << 40;
+        let pool = Pool::new(options, |_: u32| {});
+        for job in [1, 2] {
+            assert_eq!(pool.submit(job), Err(job));
+        }
+        assert_eq!(pool.workers(), 0);
         pool.join(soon()).unwrap();
     }
 

@@ -20,8 +20,10 @@ use crate::config::HttpLimits;
 use crate::message::Hop;
 
 const EMPTY_LINE: &[u8] = b"\r\n";
-/// How many bytes are read at a time, as a start.
+/// How many bytes of a head are read at a time, and of a body as a start.
 const READ_BYTES: usize = 2048;
+/// How many bytes of a chunked body are read at a time.
+const READ_CHUNKED_BYTES: usize = 16 * 1024;
 /// Bodies up to this size are sent together with their head, in one write.
 const ONE_WRITE_BYTES: usize = 16 * 1024;
 
@@ -204,7 +206,7 @@ impl<'a> Connection<'a> {
             false => self.limits.idle_timeout,
             true => STOPPING_TIMEOUT,
         };
-        match self.fill(timeout) {
+        match self.fill(READ_BYTES, timeout) {
             Ok(count) if count > 0 => Ok(()),
             _ => Err(Stop::Silent),
         }
@@ -235,7 +237,7 @@ impl<'a> Connection<'a> {
                 return Ok(head);
             }
             self.check_head_size(self.buffer.len())?;
-            self.fill_before(deadline)?;
+            self.fill_before(READ_BYTES, deadline)?;
         }
     }
 
@@ -296,7 +298,7 @@ impl<'a> Connection<'a> {
             if decoder.is_done() {
                 return Ok(body.into());
             }
-            self.fill_before(deadline)?;
+            self.fill_before(READ_CHUNKED_BYTES, deadline)?;
         }
     }
 
@@ -321,14 +323,14 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    fn fill_before(&mut self, deadline: Instant) -> Result<(), Stop> {
+    fn fill_before(&mut self, at_most: usize, deadline: Instant) -> Result<(), Stop> {
         let left = time_left(deadline)?;
-        used(self.fill(left)).map(|_| ())
+        used(self.fill(at_most, left)).map(|_| ())
     }
 
-    fn fill(&mut self, timeout: Duration) -> io::Result<usize> {
+    fn fill(&mut self, at_most: usize, timeout: Duration) -> io::Result<usize> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let read = self.append(&mut buffer, READ_BYTES, timeout);
+        let read = self.append(&mut buffer, at_most, timeout);
         self.buffer = buffer;
         read
     }

@@ -183,7 +183,8 @@ fn run(
     agent.run(request.timeout_global(Some(timeout)).build())
 }
 
-// The bytes of the longest line of a request's head, and of all of it; rather too many than too few.
+// The bytes of the longest line of a request's head, and of all of it; rather too many than too few:
+// ureq writes the last field and the empty line at once.
 fn measure(request: &Request) -> (usize, usize) {
     // What ureq adds: Host, Content-Length, and the rest of the request line.
     const OWN: usize = 256;
@@ -194,7 +195,7 @@ fn measure(request: &Request) -> (usize, usize) {
         .map_or(0, |authority| authority.as_str().len());
     let first = OWN + target + authority + request.method().as_str().len();
     let fields = request.headers().iter();
-    let lines = fields.map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let lines = fields.map(|(name, value)| name.as_str().len() + value.len() + 6);
     lines.fold((first, first), |(longest, all), line| {
         (longest.max(line), all + line)
     })

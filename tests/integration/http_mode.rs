@@ -388,7 +388,7 @@ fn fields_about_the_upstreams_connection_stay_there() {
         stream.write_all(answer.as_bytes()).unwrap();
     });
     let carried = get(gateway.address(), "/agents/demo/");
-    assert_eq!(carried.text(), "ok");
+    assert_eq!(carried.text(), "ok", "{:?}", carried.headers());
     assert_eq!(carried.header("x-public"), Some("1"));
     for gone in ["x-private", "keep-alive", "transfer-encoding", "connection"] {
         assert_eq!(carried.header(gone), None, "{gone}");

@@ -74,6 +74,11 @@ impl Elastic {
     pub fn sent(&mut self) {
         self.output = Vec::new();
         self.unsent = 0;
+        self.rest();
+    }
+
+    /// Gives the memory of a large answer back that was read.
+    pub fn rest(&mut self) {
         if self.input().is_empty() && self.input.len() > FIRST_INPUT {
             self.input = Vec::new();
             (self.consumed, self.filled) = (0, 0);

@@ -75,6 +75,9 @@ impl Tcp {
     }
 
     fn send(&mut self, deadline: &Deadline) -> Result<(), Error> {
+        if self.buffers.unsent().is_empty() {
+            return Ok(());
+        }
         let mut sent = 0;
         while sent < self.buffers.unsent().len() {
             let step = step(deadline.left()?);
@@ -133,8 +136,13 @@ impl Transport for Tcp {
         }
     }
 
-    // Open, and nothing to read: what came unasked is not the answer to the next request.
+    // Open, and nothing to read: what came unasked is not the answer to the next request. This is
+    // asked before and after each request.
     fn is_open(&mut self) -> bool {
+        self.buffers.rest();
+        if !self.buffers.unsent().is_empty() {
+            return false;
+        }
         let mut byte = [MaybeUninit::uninit()];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         let peeked = SockRef::from(&self.stream).recv_with_flags(&mut byte, flags);
