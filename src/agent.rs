@@ -72,6 +72,7 @@ impl Agent {
                 presence.catch_up(publisher);
                 refused(publisher, acknowledgement, presence.topic());
             }
+            LinkEvent::Down(_) => presence.disconnected(),
             _ => {}
         })?;
         Ok(Agent {
@@ -93,9 +94,13 @@ impl Agent {
         check_tls(&settings.broker)
     }
 
-    /// Whether it is connected and subscribed; if not, why.
+    /// Whether it is connected, subscribed and announced, so that gateways find it; if not, why.
     pub fn ready(&self) -> std::result::Result<(), String> {
-        self.link.publisher().ready()
+        self.link.publisher().ready()?;
+        match self.announcer.is_announced() {
+            true => Ok(()),
+            false => Err("the broker has not taken the presence yet".into()),
+        }
     }
 
     /// Stops in order: say so, take no more requests, answer those in hand, say goodbye to the

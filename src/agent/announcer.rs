@@ -32,6 +32,8 @@ pub(super) struct Announcer {
     leaving: AtomicBool,
     // The last announcement could not be sent.
     owed: AtomicBool,
+    // It came back: the broker has it.
+    announced: AtomicBool,
 }
 
 impl Announcer {
@@ -60,6 +62,7 @@ impl Announcer {
             twins: Mutex::default(),
             leaving: AtomicBool::new(false),
             owed: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
         }
     }
 
@@ -78,6 +81,16 @@ impl Announcer {
             false => self.publish(publisher, self.payload.clone()),
             true => self.say_goodbye(publisher),
         }
+    }
+
+    /// Whether the broker is seen to have the announcement.
+    pub fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::SeqCst)
+    }
+
+    /// Takes note that the connection is lost, and the announcement with it.
+    pub fn disconnected(&self) {
+        self.announced.store(false, Ordering::SeqCst);
     }
 
     /// Says that it is going to stop.
@@ -110,6 +123,7 @@ impl Announcer {
         };
         let mut twins = lock(&self.twins);
         if other.instance == self.instance {
+            self.announced.store(true, Ordering::SeqCst);
             return;
         }
         if other.leaving {
