@@ -7,7 +7,7 @@ use http::header::{self, HeaderName, HeaderValue};
 
 use super::access::Caller;
 use crate::http::{Request, RequestId, X_REQUEST_ID};
-use crate::message::http::strip_hop_by_hop;
+use crate::message::http::{remove_where, strip_hop_by_hop};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -59,19 +59,11 @@ pub(super) fn onward(
 
 // What only this gateway, or a trusted proxy, may say. Some services take `_` for `-`.
 fn drop_claims(headers: &mut HeaderMap, trusted: bool) {
-    let is_claim = |name: &HeaderName| {
+    remove_where(headers, |name| {
         let name = name.as_str().replace('_', "-");
         name == CALLER.as_str()
             || !trusted && (name == "forwarded" || name.starts_with("x-forwarded-"))
-    };
-    let claims: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_claim(name))
-        .cloned()
-        .collect();
-    for name in claims {
-        headers.remove(name);
-    }
+    });
 }
 
 /// Adds to a list field, in one line with what is there.

@@ -241,11 +241,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in listed {
         headers.remove(name.as_str());
     }
-    let names: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_hop_by_hop(name))
-        .cloned()
-        .collect();
+    remove_where(headers, is_hop_by_hop);
+}
+
+/// Removes the fields whose name is so.
+pub(crate) fn remove_where(headers: &mut HeaderMap, is_so: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| is_so(name)).cloned().collect();
     for name in names {
         headers.remove(name);
     }

@@ -244,7 +244,8 @@ fn nothing_is_executed_late_or_twice(kind: Kind) {
         for number in 0..3 {
             scene.broker.stop();
             scene.kill_agent(number);
-            // How long the broker is away, longer than anybody waits: what was kept for the broker's return would be late.
+            // How long the broker is away, longer than anybody waits: what was kept for its return
+            // would be late.
             std::thread::sleep(TIMEOUT + TOLERANCE);
             scene.broker.start_again();
             scene.wait_for_all_agents();
