@@ -45,6 +45,7 @@ mod budget;
 pub mod cli;
 pub mod clients;
 pub mod config;
+mod connect;
 pub mod error;
 pub mod gateway;
 pub mod http;
