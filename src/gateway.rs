@@ -38,7 +38,7 @@ use router::{Endpoint, Found, Router};
 /// How many messages may wait to be written to the broker.
 const QUEUE: usize = 1024;
 /// What a packet may hold besides the body, in bytes: topics, properties, headers.
-const PACKET_OVERHEAD: usize = 64 * 1024;
+const PACKET_OVERHEAD: usize = 96 * 1024;
 
 /// How many connections the system may accept before this program does.
 const BACKLOG: i32 = 1024;

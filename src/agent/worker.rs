@@ -36,6 +36,8 @@ pub(super) struct Job {
     pub reply_to: ReplyTo,
     received: Instant,
     pub deadline: Instant,
+    // Its caller would have waited for longer than this agent's max_timeout.
+    is_shortened: bool,
     pub publisher: Publisher,
     // What it is known again by, if it may come again.
     repeat: Option<Key>,
@@ -128,6 +130,7 @@ impl Worker {
             reply_to,
             received,
             deadline,
+            is_shortened: allowed > self.settings.max_timeout,
             publisher: publisher.clone(),
             repeat: None,
             share: self.budget.share(),
@@ -283,7 +286,7 @@ impl Worker {
         if let Some(id) = id.as_ref().and_then(RequestId::header) {
             request.headers_mut().insert(X_REQUEST_ID, id);
         }
-        let answer = self.call(request, left).map_err(failed)?;
+        let answer = self.call(job, request, left).map_err(failed)?;
         let body = add_received(answer.body(), payload)
             .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
         log::info!(
@@ -327,7 +330,7 @@ impl Worker {
             let detail = format!("{target:?} is no URL: {error}");
             failed(Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail))
         })?;
-        let response = self.call(request, left).map_err(failed)?;
+        let response = self.call(job, request, left).map_err(failed)?;
         log::info!(
             "request: {} -> response: {}, {} bytes",
             excerpt(asked.as_bytes()),
@@ -352,11 +355,24 @@ impl Worker {
 
     // A little less than the caller has left, so that the error of a slow upstream arrives before
     // the caller gives up.
-    fn call(&self, request: Request, left: Duration) -> std::result::Result<Response, Problem> {
+    fn call(
+        &self,
+        job: &Job,
+        request: Request,
+        left: Duration,
+    ) -> std::result::Result<Response, Problem> {
         let time = left - (left / 10).min(WAY_BACK);
-        self.upstream
-            .call(request, time)
-            .map_err(|error| upstream_problem(&error))
+        self.upstream.call(request, time).map_err(|error| {
+            let mut problem = upstream_problem(&error);
+            if problem.status == StatusCode::GATEWAY_TIMEOUT {
+                problem.detail += &format!(" ({} ms)", time.as_millis());
+                if job.is_shortened {
+                    let limit = self.settings.max_timeout.as_millis();
+                    problem.detail += &format!("; max_timeout_ms = {limit} of the agent is less than what the caller allows");
+                }
+            }
+            problem
+        })
     }
 
     fn drop_message(&self, topic: &str, why: &str) {
@@ -409,8 +425,10 @@ fn upstream_problem(error: &UpstreamError) -> Problem {
     let problem = |status| Problem::new(status, Hop::Upstream, detail);
     match error {
         UpstreamError::Unreachable(_) => problem(StatusCode::BAD_GATEWAY),
-        UpstreamError::TimedOut => problem(StatusCode::GATEWAY_TIMEOUT).outcome_unknown(),
-        UpstreamError::TooLarge(_) | UpstreamError::Broken(_) => {
+        UpstreamError::TimedOut | UpstreamError::Unfinished(_) => {
+            problem(StatusCode::GATEWAY_TIMEOUT).outcome_unknown()
+        }
+        UpstreamError::TooLarge(_) | UpstreamError::Endless(_) | UpstreamError::Broken(_) => {
             problem(StatusCode::BAD_GATEWAY).outcome_unknown()
         }
     }

@@ -471,7 +471,9 @@ fn write_head(
         let date = httpdate::fmt_http_date(SystemTime::now());
         write_field(out, b"date", date.as_bytes());
     }
-    if has_body(status) && !stated_length {
+    // The answer to HEAD that has no body to count states none (RFC 9110, section 8.6).
+    let is_counted = *method != Method::HEAD || !response.body().is_empty();
+    if has_body(status) && !stated_length && is_counted {
         let length = response.body().len().to_string();
         write_field(out, b"content-length", length.as_bytes());
     }

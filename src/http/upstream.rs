@@ -1,6 +1,7 @@
 //! The HTTP client that the agent calls its upstream with. Nothing outside this file and its folder
 //! names `ureq`.
 
+mod answer;
 mod buffers;
 mod resolver;
 mod transport;
@@ -12,17 +13,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Method;
+use http::{HeaderMap, Method, StatusCode, header};
 use ureq::AsSendBody;
 use ureq::config::Config;
 use ureq::unversioned::resolver::DefaultResolver;
 
-use buffers::Room;
 use resolver::Caching;
-use transport::Connect;
+use transport::{Connect, Exchange};
 
 use super::{Request, Response};
 use crate::error::chain;
+use crate::threads::lock;
 
 /// How long an idle connection is kept: less than servers usually do.
 const IDLE: Duration = Duration::from_secs(15);
@@ -46,7 +47,7 @@ thread_local! {
 #[derive(Clone)]
 struct Client {
     agent: ureq::Agent,
-    room: Room,
+    exchange: Exchange,
 }
 
 /// Why a call failed.
@@ -56,8 +57,12 @@ pub enum UpstreamError {
     Unreachable(String),
     /// The time was up. It may have been executed.
     TimedOut,
+    /// The time was up in the middle of an answer with this status.
+    Unfinished(StatusCode),
     /// The answer's body is over this limit, in bytes. It was executed.
     TooLarge(usize),
+    /// The answer is of a type that has no end.
+    Endless(String),
     /// The connection broke, or what came is not HTTP. It may have been executed.
     Broken(String),
 }
@@ -69,9 +74,19 @@ impl fmt::Display for UpstreamError {
                 write!(f, "the upstream can't be reached: {reason}")
             }
             UpstreamError::TimedOut => f.write_str("the upstream did not answer in time"),
-            UpstreamError::TooLarge(limit) => {
-                write!(f, "the upstream's answer is larger than {limit} bytes")
-            }
+            UpstreamError::Unfinished(status) => write!(
+                f,
+                "the upstream began to answer ({}) but did not finish in time",
+                status.as_u16()
+            ),
+            UpstreamError::TooLarge(limit) => write!(
+                f,
+                "the upstream's answer is larger than {limit} bytes (max_body_bytes of the agent)"
+            ),
+            UpstreamError::Endless(kind) => write!(
+                f,
+                "the upstream answers with {kind} without a length, which has no end and can't be carried: an answer is one message here"
+            ),
             UpstreamError::Broken(reason) => write!(f, "the upstream failed: {reason}"),
         }
     }
@@ -106,11 +121,14 @@ impl Upstream {
     fn client(&self) -> Client {
         CLIENTS.with_borrow_mut(|clients| {
             let client = clients.entry(self.number).or_insert_with(|| {
-                let room = Room::default();
-                let connect = Connect { room: room.clone() };
+                let exchange = Exchange::default();
                 let (config, resolver) = (self.config.clone(), self.resolver.clone());
+                let connect = Connect {
+                    exchange: exchange.clone(),
+                    resolver: resolver.clone(),
+                };
                 let agent = ureq::Agent::with_parts(config, connect, resolver);
-                Client { agent, room }
+                Client { agent, exchange }
             });
             client.clone()
         })
@@ -140,13 +158,19 @@ impl Upstream {
             other => other.map_err(call_error),
         };
         let (parts, mut body) = answer?.into_parts();
+        if request.method() != Method::HEAD
+            && let Some(kind) = endless(&parts.headers)
+        {
+            return Err(UpstreamError::Endless(kind));
+        }
         let body = body
             .with_config()
             .limit(self.max_body_bytes as u64)
             .read_to_vec()
             .map_err(|error| match error {
                 ureq::Error::BodyExceedsLimit(_) => UpstreamError::TooLarge(self.max_body_bytes),
-                other => body_error(other),
+                ureq::Error::Timeout(_) => UpstreamError::Unfinished(parts.status),
+                other => UpstreamError::Broken(chain(&other)),
             })?;
         Ok(Response::from_parts(parts, Bytes::from(body)))
     }
@@ -163,14 +187,22 @@ impl Upstream {
         let body = request.body();
         let client = self.client();
         let (longest_line, head_size) = measure(request);
-        client.room.set(longest_line, head_size + body.len());
+        client
+            .exchange
+            .room
+            .set(longest_line, head_size + body.len());
         // An empty body says so with a Content-Length, which only these methods want
         // (RFC 9110, section 8.6).
         let says_length = [Method::POST, Method::PUT, Method::PATCH];
-        match body.is_empty() && !says_length.contains(request.method()) {
+        let mut answer = match body.is_empty() && !says_length.contains(request.method()) {
             true => run(&client.agent, head, timeout),
             false => run(&client.agent, head.map(|()| body.as_ref()), timeout),
+        }?;
+        // ureq has seen no more of it than it needs.
+        if let Some(head) = lock(&client.exchange.head).take() {
+            *answer.headers_mut() = head.headers;
         }
+        Ok(answer)
     }
 }
 
@@ -199,6 +231,17 @@ fn measure(request: &Request) -> (usize, usize) {
     lines.fold((first, first), |(longest, all), line| {
         (longest.max(line), all + line)
     })
+}
+
+// The type of an answer that goes on for ever, if it is one.
+fn endless(headers: &HeaderMap) -> Option<String> {
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return None;
+    }
+    let kind = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let kind = kind.split(';').next()?.trim().to_ascii_lowercase();
+    let endless = ["text/event-stream", "multipart/x-mixed-replace"];
+    endless.contains(&kind.as_str()).then_some(kind)
 }
 
 // The connection ended before there was an answer.
@@ -232,13 +275,7 @@ fn call_error(error: ureq::Error) -> UpstreamError {
             ErrorKind::TimedOut | ErrorKind::WouldBlock => UpstreamError::TimedOut,
             _ => UpstreamError::Broken(chain(io)),
         },
-        _ => body_error(error),
-    }
-}
-
-fn body_error(error: ureq::Error) -> UpstreamError {
-    match error {
         ureq::Error::Timeout(_) => UpstreamError::TimedOut,
-        other => UpstreamError::Broken(chain(&other)),
+        other => UpstreamError::Broken(chain(other)),
     }
 }

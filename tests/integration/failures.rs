@@ -19,7 +19,7 @@ on_each_broker!(
 );
 
 /// Checks a problem document and returns its detail.
-fn problem(answer: &Answer, status: u16, hop: &str, outcome: &str) -> String {
+pub fn problem(answer: &Answer, status: u16, hop: &str, outcome: &str) -> String {
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(
         answer.header("content-type"),

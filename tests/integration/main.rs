@@ -51,3 +51,5 @@ mod services;
 mod settings;
 /// Stopping without dropping what was accepted.
 mod shutdown;
+/// What an upstream may answer, and how its connection may end.
+mod upstream_answers;

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ureq::unversioned::transport::Buffers;
 
+use super::answer::MAX_HEAD;
+
 /// The first size of the input buffer, in bytes: enough for most answers.
 const FIRST_INPUT: usize = 2 * 1024;
 /// Its largest size. The head of an answer must fit.
-pub(super) const MAX_INPUT: usize = 32 * 1024;
+pub(super) const MAX_INPUT: usize = MAX_HEAD;
 /// How many bytes are sent at a time.
 pub(super) const SEND_AT: usize = 64 * 1024;
 
@@ -75,6 +77,14 @@ impl Elastic {
         self.output = Vec::new();
         self.unsent = 0;
         self.rest();
+    }
+
+    /// Puts other bytes in place of the first `length` that were read.
+    pub fn replace_input(&mut self, length: usize, by: &[u8]) {
+        let old = self.consumed..self.consumed + length;
+        self.input.splice(old, by.iter().copied());
+        self.filled = self.filled + by.len() - length;
+        self.progress = true;
     }
 
     /// Gives the memory of a large answer back that was read.
@@ -167,6 +177,17 @@ mod tests {
         came += put(&mut buffers, &sent[came..]);
         assert_eq!(buffers.input(), &sent[1000..came]);
         assert_eq!(came, sent.len());
+    }
+
+    #[test]
+    fn the_beginning_of_what_was_read_can_be_replaced() {
+        for by in [&b"longer than before"[..], b"x", b""] {
+            let mut buffers = Elastic::new(Room::default());
+            put(&mut buffers, b"beforerest");
+            buffers.replace_input(6, by);
+            put(&mut buffers, b" and more");
+            assert_eq!(buffers.input(), [by, b"rest and more"].concat());
+        }
     }
 
     #[test]

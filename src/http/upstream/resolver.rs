@@ -39,6 +39,14 @@ struct Known {
     is_refreshing: bool,
 }
 
+impl Known {
+    fn put_first(&mut self, address: SocketAddr) {
+        if let Some(at) = self.addresses.iter().position(|known| *known == address) {
+            self.addresses[..=at].rotate_right(1);
+        }
+    }
+}
+
 impl<R: Resolver> Caching<R> {
     pub fn new(resolver: R) -> Caching<R> {
         let names = Mutex::default();
@@ -63,6 +71,13 @@ impl<R: Resolver> Caching<R> {
         let found = self.shared.resolver.resolve(uri, config, timeout)?;
         self.shared.remember(uri, &found, now);
         Ok(found)
+    }
+
+    /// Takes note that this one of a name's addresses answered: the next connection begins with it.
+    pub fn prefer(&self, authority: &str, address: SocketAddr) {
+        if let Some(known) = lock(&self.shared.names).get_mut(authority) {
+            known.put_first(address);
+        }
     }
 
     // Nobody waits for this. If it fails, a request looks the name up once its addresses are too old.
@@ -104,16 +119,21 @@ impl<R: Resolver> Shared<R> {
         if names.len() >= MAX_NAMES {
             names.clear();
         }
-        let known = Known {
+        let mut known = Known {
             addresses: found.to_vec(),
             since: now,
             is_refreshing: false,
         };
+        // The one that answered before goes on being the first.
+        let before = names.get(authority(uri));
+        if let Some(first) = before.and_then(|before| before.addresses.first()) {
+            known.put_first(*first);
+        }
         names.insert(authority(uri).to_owned(), known);
     }
 }
 
-fn authority(uri: &Uri) -> &str {
+pub(super) fn authority(uri: &Uri) -> &str {
     uri.authority().map_or("", |authority| authority.as_str())
 }
 

@@ -4,6 +4,7 @@ pub mod http;
 pub mod mqtt311;
 pub mod process;
 pub mod proxy;
+pub mod upstream;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

@@ -1,0 +1,261 @@
+//! The head of an upstream's answer. Pure: bytes in, a decision out.
+//!
+//! It is read here and not by ureq, which takes 128 fields, refuses white space before a colon and
+//! passes transfer codings over that it doesn't know. What ureq gets is a short head of our own: the
+//! status, and how the body is delimited.
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use httparse::ParserConfig;
+
+/// The longest head, in bytes.
+pub(super) const MAX_HEAD: usize = 64 * 1024;
+/// The most fields in one.
+const MAX_FIELDS: usize = 1024;
+
+/// What the bytes that came so far begin with.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// No whole head yet.
+    Nothing,
+    /// A head of so many bytes that only informs (RFC 9110, section 15.2); the answer follows.
+    Interim(usize),
+    /// The head of the answer, and its length in bytes.
+    Final(usize, Head),
+}
+
+/// A checked head.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub status: StatusCode,
+    /// Every field, as it came; Content-Length once at the most, and only where it counts.
+    pub headers: HeaderMap,
+    /// The head for ureq.
+    pub framing: Vec<u8>,
+}
+
+/// Looks for a head.
+///
+/// Errors: what came is not HTTP, or nobody can say where its body ends; why.
+pub(super) fn find(bytes: &[u8]) -> Result<Found, String> {
+    const BEGIN: &[u8] = b"HTTP/1.";
+    let seen = bytes.len().min(BEGIN.len());
+    if bytes[..seen] != BEGIN[..seen] {
+        return Err("what it sent is not HTTP/1.1".into());
+    }
+    let Some(length) = end(bytes) else {
+        return Ok(Found::Nothing);
+    };
+    let lines = bytes[..length].iter().filter(|byte| **byte == b'\n');
+    let mut fields = vec![httparse::EMPTY_HEADER; lines.count().min(MAX_FIELDS)];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let complete = ParserConfig::default()
+        // RFC 9112, section 5.1.
+        .allow_spaces_after_header_name_in_responses(true)
+        .parse_response(&mut parsed, &bytes[..length])
+        .map_err(describe)?;
+    let (httparse::Status::Complete(_), Some(code)) = (complete, parsed.code) else {
+        return Err("the head of its answer is malformed".into());
+    };
+    match code {
+        100 | 102..=199 => return Ok(Found::Interim(length)),
+        200..=599 => {}
+        _ => return Err(format!("its status {code} is no answer to this request")),
+    }
+    let status = StatusCode::from_u16(code).map_err(|error| error.to_string())?;
+    let mut headers = header_map(parsed.headers)?;
+    let framing = framing(status, &mut headers, parsed.version == Some(0))?;
+    let head = Head {
+        status,
+        headers,
+        framing,
+    };
+    Ok(Found::Final(length, head))
+}
+
+// Where the empty line ends; a bare line feed counts as a line end (RFC 9112, section 2.2).
+fn end(bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = bytes[from..].iter().position(|byte| *byte == b'\n') {
+        from += at + 1;
+        match bytes[from..] {
+            [b'\n', ..] => return Some(from + 1),
+            [b'\r', b'\n', ..] => return Some(from + 2),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn describe(error: httparse::Error) -> String {
+    match error {
+        httparse::Error::TooManyHeaders => {
+            format!("the head of its answer has more than {MAX_FIELDS} fields")
+        }
+        httparse::Error::HeaderName | httparse::Error::HeaderValue => {
+            "a field in the head of its answer is malformed".into()
+        }
+        other => format!("the head of its answer is malformed: {other}"),
+    }
+}
+
+fn header_map(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, String> {
+    let malformed = || "a field in the head of its answer is malformed".to_owned();
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| malformed())?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| malformed())?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+// RFC 9112, section 6.3.
+fn framing(status: StatusCode, headers: &mut HeaderMap, is_old: bool) -> Result<Vec<u8>, String> {
+    let length = content_length(headers)?;
+    let is_chunked = is_chunked(headers, is_old)?;
+    let named = |option| listed(headers, header::CONNECTION).any(|found| found == option);
+    // Both together may be an attempt to smuggle: what follows on this connection is not trusted.
+    let close = named("close") || is_old && !named("keep-alive") || is_chunked && length.is_some();
+    headers.remove(header::CONTENT_LENGTH);
+    let mut framing = format!("HTTP/1.1 {} \r\n", status.as_u16());
+    if is_chunked {
+        framing.push_str("transfer-encoding: chunked\r\n");
+    } else if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+        framing.push_str(&format!("content-length: {length}\r\n"));
+    }
+    if close {
+        framing.push_str("connection: close\r\n");
+    }
+    framing.push_str("\r\n");
+    Ok(framing.into())
+}
+
+fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
+    let mut length = None;
+    for stated in listed(headers, header::CONTENT_LENGTH) {
+        let is_number = stated.bytes().all(|byte| byte.is_ascii_digit());
+        let number = stated.parse().ok().filter(|_| is_number);
+        let number: u64 =
+            number.ok_or_else(|| format!("its Content-Length {stated:?} is no length"))?;
+        if length.is_some_and(|before| before != number) {
+            return Err("it states more than one Content-Length".into());
+        }
+        length = Some(number);
+    }
+    Ok(length)
+}
+
+fn is_chunked(headers: &HeaderMap, is_old: bool) -> Result<bool, String> {
+    let codings: Vec<String> = listed(headers, header::TRANSFER_ENCODING).collect();
+    match codings.as_slice() {
+        [] => Ok(false),
+        _ if is_old => Err("it states a transfer coding, which HTTP/1.0 has not".into()),
+        [one] if one == "chunked" => Ok(true),
+        // Obsolete: the name for none.
+        [one] if one == "identity" => Ok(false),
+        others => Err(format!(
+            "its transfer coding {:?} is not understood here",
+            others.join(", ")
+        )),
+    }
+}
+
+// The members of a list field, in lower case.
+fn listed(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = String> {
+    let values = headers.get_all(name).iter();
+    values.flat_map(|value| {
+        let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+        let members = text.split(',').map(|member| member.trim().to_owned());
+        members.collect::<Vec<_>>()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framing_of(text: &str) -> Result<String, String> {
+        match find(text.as_bytes())? {
+            Found::Final(length, head) => {
+                assert_eq!(length, text.len(), "{text:?}");
+                Ok(String::from_utf8(head.framing).unwrap())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn what_delimits_the_body_is_all_that_ureq_learns() {
+        for (text, framing) in [
+            ("HTTP/1.1 200 OK\r\nA: b\r\n\r\n", ""),
+            ("HTTP/1.1 200\r\n\r\n", ""),
+            ("HTTP/1.1 200 OK\nA: b\n\n", ""),
+            (
+                "HTTP/1.1 200 OK\r\nCONTENT-LENGTH:7\r\n\r\n",
+                "content-length: 7\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 7, 7\r\n\r\n",
+                "content-length: 7\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n",
+                "transfer-encoding: chunked\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 1\r\n\r\n",
+                "content-length: 1\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nConnection: x, Close\r\n\r\n",
+                "connection: close\r\n",
+            ),
+            ("HTTP/1.0 200 OK\r\n\r\n", "connection: close\r\n"),
+            ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n", ""),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+                "transfer-encoding: chunked\r\nconnection: close\r\n",
+            ),
+        ] {
+            let expected = format!("HTTP/1.1 200 \r\n{framing}\r\n");
+            assert_eq!(framing_of(text), Ok(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_whole_or_waited_for() {
+        let text = b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n";
+        for cut in 0..text.len() {
+            assert!(matches!(find(&text[..cut]), Ok(Found::Nothing)), "{cut}");
+        }
+        let Ok(Found::Final(_, head)) = find(text) else {
+            panic!("it is whole");
+        };
+        assert_eq!(head.headers["a"], "b");
+        let interim = b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\nHTTP/1.1 2";
+        assert!(matches!(find(interim), Ok(Found::Interim(34))));
+        for other in [&b"SSH-2.0"[..], b"HTTP/2", b"\x15\x03", b"H\r\n"] {
+            assert!(find(other).is_err(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn fields_are_bounded() {
+        let head = |count| format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(count));
+        assert!(framing_of(&head(MAX_FIELDS)).is_ok());
+        let error = framing_of(&head(MAX_FIELDS + 1)).unwrap_err();
+        assert!(error.contains("1024 fields"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in any::<Vec<u8>>(), fields in "([A-Za-z-]{1,18} ?: ?[ -~]{0,9}\r?\n){0,5}") {
+            let _ = find(&bytes);
+            let _ = find(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes());
+        }
+    }
+}
