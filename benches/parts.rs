@@ -14,8 +14,8 @@ use recado::http::chunked::Decoder;
 use recado::http::head::{Scanner, parse};
 use recado::message::http::{read_reply, read_request, write_reply, write_request};
 use recado::message::{
-    Correlation, Message, Properties, add_received, ask, canonical, read_json_reply, received,
-    request_properties, wrap_response,
+    Correlation, Message, Properties, Sent, add_received, ask, canonical, read_json_reply,
+    received, request_properties, wrap_response,
 };
 use recado::pending::Pending;
 use recado::topic::Topic;
@@ -93,6 +93,10 @@ mod json {
                 black_box(&inbox),
                 Correlation([7; 16]),
                 Duration::from_secs(3),
+                Sent {
+                    instance: "0123456789abcdef",
+                    millis: 123_456_789,
+                },
             )
         };
         bencher.bench_local(|| (ask(black_box("ping")), properties()));

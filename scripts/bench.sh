@@ -126,7 +126,7 @@ start_chain() { # number of agents; settings are in the files gateway.toml and a
   url=http://127.0.0.1:$port
   start api_1 "$bin/api_1" --config "$work/gateway.toml" --broker "$mqtt" --listen "127.0.0.1:$port"
   for ((i = 0; i < $1; i++)); do
-    start "${names[i]}" "$bin/agent" --config "$work/agent.toml" --broker "$mqtt" --id "${names[i]}"
+    start "${names[i]}" "$bin/agent" --demo --config "$work/agent.toml" --broker "$mqtt" --id "${names[i]}"
   done
   wait_until "api_1" gets /readyz
   wait_until "the agents" agents_there "$1"

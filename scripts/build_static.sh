@@ -150,7 +150,7 @@ fi
 wait_until "the broker" answers "$mqtt"
 start api_2 chroot "$work/api_2" /api_2 --listen "127.0.0.1:$api_2"
 start agent chroot "$work/agent" /agent --broker "mqtt://127.0.0.1:$mqtt" \
-  --upstream "http://127.0.0.1:$api_2"
+  --upstream "http://127.0.0.1:$api_2" --demo
 start api_1 chroot "$work/api_1" /api_1 --broker "mqtt://127.0.0.1:$mqtt" --listen "127.0.0.1:$api_1"
 wait_until "a pong" is_pong
 echo "GET /ping answers, with api_1, agent and api_2 each in an empty directory."

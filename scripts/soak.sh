@@ -116,7 +116,7 @@ fi
 command[api_2]="$work/api_2 --listen 127.0.0.1:$api_2"
 for agent in demo other; do
   command[$agent]="$work/agent --id $agent --broker mqtt://127.0.0.1:$mqtt
-    --upstream http://127.0.0.1:$api_2"
+    --upstream http://127.0.0.1:$api_2 --demo"
 done
 command[api_1]="$work/api_1 --broker mqtt://127.0.0.1:$mqtt --listen ${url#http://}"
 

@@ -4,6 +4,7 @@
 //! check the deadline, call the upstream and publish. It opens no port: all it needs is a way out
 //! to the broker.
 
+mod age;
 mod announcer;
 mod live_service;
 mod repeats;
@@ -11,8 +12,10 @@ mod reply;
 mod worker;
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::clock::Moment;
 use crate::config::{AgentSettings, Service};
 use crate::error::Result;
 use crate::gateway::{packet_limit, random_id};
@@ -21,7 +24,9 @@ use crate::link::{
 };
 use crate::message::Qos;
 use crate::pool::{Pool, PoolOptions};
-use crate::topic::{Topic, TopicFilter};
+use crate::threads::{self, StopTrigger};
+use crate::topic::{Id, Topic, TopicFilter};
+use age::BEAT;
 use announcer::Announcer;
 use live_service::LiveService;
 use worker::{Job, Worker};
@@ -41,6 +46,9 @@ pub struct Agent {
     announcer: Arc<Announcer>,
     worker: Arc<Worker>,
     pools: Arc<[Pool<Box<Job>>]>,
+    // What happens without being asked for: the presence is refreshed, a standstill noticed.
+    pulse: JoinHandle<()>,
+    trigger: StopTrigger,
 }
 
 impl Agent {
@@ -61,25 +69,43 @@ impl Agent {
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as agent {}", intake.id());
-                presence.announce(publisher);
+                presence.connected(publisher);
+                intake.catch_up(publisher);
             }
             LinkEvent::Message(message) if message.topic == presence.topic() => {
                 presence.heard(publisher, &message.payload);
             }
+            LinkEvent::Message(message) if presence.is_probe(&message) => {}
             LinkEvent::Message(message) => intake.take(publisher, &places, message),
-            LinkEvent::Written => presence.catch_up(publisher),
+            LinkEvent::Written => {
+                presence.catch_up(publisher);
+                intake.catch_up(publisher);
+            }
             LinkEvent::Acknowledged(acknowledgement) => {
                 presence.catch_up(publisher);
-                refused(publisher, acknowledgement, presence.topic());
+                intake.catch_up(publisher);
+                refused(publisher, &acknowledgement, &presence);
             }
             LinkEvent::Down(_) => presence.disconnected(),
             _ => {}
+        })?;
+        let (trigger, stop) = threads::stop_signal();
+        let (publisher, presence) = (link.publisher().clone(), Arc::clone(&announcer));
+        let beaten = Arc::clone(&worker);
+        let pulse = threads::spawn("pulse", 128, move || {
+            while !stop.sleep(BEAT) {
+                let now = Moment::now();
+                beaten.beat(now);
+                presence.tick(&publisher, now);
+            }
         })?;
         Ok(Agent {
             link,
             announcer,
             worker,
             pools,
+            pulse,
+            trigger,
         })
     }
 
@@ -118,7 +144,9 @@ impl Agent {
         for pool in self.pools.iter() {
             first_failure = first_failure.and(pool.join(drained));
         }
-        first_failure.and(self.link.stop(drained))
+        self.trigger.stop();
+        let pulse = threads::join_until(self.pulse, drained + Duration::from_secs(1));
+        first_failure.and(pulse).and(self.link.stop(drained))
     }
 
     // A broker may send what it had queued for this agent after it has confirmed UNSUBSCRIBE
@@ -138,23 +166,40 @@ impl Agent {
     }
 }
 
-// Without its presence nobody finds this agent, yet it would get its share of what others are asked.
-fn refused(publisher: &Publisher, acknowledgement: Acknowledgement, presence: &str) {
-    let Delivery::Refused(reason) = acknowledgement.delivery else {
+fn refused(publisher: &Publisher, acknowledgement: &Acknowledgement, presence: &Announcer) {
+    let Acknowledgement {
+        topic,
+        correlation_data,
+        delivery,
+    } = acknowledgement;
+    let refused = match delivery {
+        Delivery::Refused(reason) => Some(reason),
+        Delivery::Taken | Delivery::NobodySubscribed => None,
+    };
+    let correlation = correlation_data.as_ref();
+    if presence.is_probe_acknowledged(correlation, refused.is_none()) {
+        return;
+    }
+    let Some(reason) = refused else {
         return;
     };
-    let topic = acknowledgement.topic;
-    if topic == presence {
+    // Without its presence nobody finds this agent, yet it would get its share of what others are
+    // asked.
+    if topic == presence.topic() {
         publisher.give_up(format!(
             "the broker refused a message on {topic}: {reason}; this agent may not have this id there"
         ));
     } else {
-        log::warn!("the broker refused a message on {topic}: {reason}");
+        log::warn!("the broker refused the reply to {topic}: {reason}");
+        presence.denied(publisher, topic, "write");
     }
 }
 
 fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions {
-    let mut subscriptions: Vec<Subscription> = settings.services.iter().map(subscription).collect();
+    let services = settings.services.iter();
+    let mut subscriptions: Vec<Subscription> = services
+        .map(|service| subscription(service, &settings.id))
+        .collect();
     if let Ok(topic) = Topic::new(announcer.topic()) {
         subscriptions.push(Subscription {
             filter: TopicFilter::from(&topic),
@@ -172,17 +217,20 @@ fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions 
         keep_alive: settings.keep_alive,
         max_packet_bytes: packet_limit(settings.max_body_bytes),
         queue: QUEUE,
+        queue_bytes: settings.buffered_bytes(),
+        proves_topics: true,
         manual_acknowledgement: false,
         will: Some(announcer.will()),
         subscriptions,
     }
 }
 
-fn subscription(service: &Service) -> Subscription {
+// Shared in any case: two agents with one id, by mistake, must not both execute what is meant for one.
+fn subscription(service: &Service, id: &Id) -> Subscription {
     Subscription {
         filter: TopicFilter::from(&service.request_topic),
         qos: Qos::AtLeastOnce,
-        group: service.name.clone(),
+        group: Some(service.name.as_ref().unwrap_or(id).clone()),
         retained: false,
     }
 }

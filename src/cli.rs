@@ -71,6 +71,9 @@ pub struct Agent {
     /// The HTTP service to call [default: http://127.0.0.1:5001]
     #[arg(long, value_name = "URL", env = "RECADO_UPSTREAM")]
     pub upstream: Option<String>,
+    /// Answer the demo's ping too; without --upstream it does so anyway
+    #[arg(long)]
+    pub demo: bool,
     /// The name of this agent [default: demo]
     #[arg(long, value_name = "NAME")]
     pub id: Option<String>,

@@ -13,7 +13,7 @@ use crate::gateway::random_id;
 use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription};
 use crate::logging::printable;
 use crate::message::{Message, Qos};
-use crate::threads::{SignalThread, stop_signal};
+use crate::threads::{Hangup, SignalThread, stop_signal};
 
 /// How long a persistent session is kept while its client is away.
 const SESSION_EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -41,6 +41,8 @@ fn options(broker: Option<&str>, client_id: String) -> Result<LinkOptions> {
         max_packet_bytes: MAX_PACKET_BYTES,
         // Acknowledgements wait here too, and a broker sends no more than this without them.
         queue: 65_535,
+        queue_bytes: MAX_PACKET_BYTES as usize,
+        proves_topics: false,
         manual_acknowledgement: false,
         will: None,
         subscriptions: Vec::new(),
@@ -69,7 +71,7 @@ pub fn subscribe(flags: &cli::ClientA) -> Result<()> {
         retained: true,
     });
     let (trigger, stop) = stop_signal();
-    let signals = SignalThread::start(trigger)?;
+    let signals = SignalThread::start(trigger, Hangup::Stop)?;
     let (on_end, ended) = bounded(1);
     let mut left = flags.count;
     // Printing on the mqtt thread: a terminal that can't keep up holds the broker back, and

@@ -10,10 +10,8 @@ mod route;
 mod service;
 mod url;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
@@ -26,7 +24,7 @@ use crate::topic::Id;
 pub use access::{Access, Admission, Token};
 use login::Login;
 pub use login::TlsFiles;
-pub use route::{Mode, Route, TopicTemplate};
+pub use route::{Mode, OWN_PATHS, Route, TopicTemplate};
 use service::PartService;
 pub use service::{Allow, Service, ServiceMode};
 pub use url::{BrokerUrl, UpstreamUrl};
@@ -69,6 +67,14 @@ pub struct HttpLimits {
     pub body_timeout: Duration,
     /// How long a connection may stay open between requests.
     pub idle_timeout: Duration,
+}
+
+impl HttpLimits {
+    /// How much memory all bodies together really may take: one of the largest size must always
+    /// fit, both ways.
+    pub fn buffered_bytes(&self) -> usize {
+        self.max_buffered_bytes.max(2 * self.max_body_bytes)
+    }
 }
 
 impl Default for HttpLimits {
@@ -125,15 +131,26 @@ pub struct AgentSettings {
     pub max_body_bytes: usize,
     /// How much memory the bodies of all requests in hand may take, in bytes.
     pub max_buffered_bytes: usize,
+    /// How often it says that it is there; gateways count it as gone after two and a half times that.
+    pub presence_refresh: Duration,
     /// Beginnings of the topics that replies may go to.
     pub reply_prefixes: Vec<String>,
     /// The services.
     pub services: Vec<Service>,
 }
 
+impl AgentSettings {
+    /// How much memory the bodies of all requests in hand really may take: one of the largest size
+    /// must always fit.
+    pub fn buffered_bytes(&self) -> usize {
+        self.max_buffered_bytes.max(self.max_body_bytes)
+    }
+}
+
 const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
 const DEFAULT_UPSTREAM: &str = "http://127.0.0.1:5001";
 const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(10);
+const DEFAULT_PRESENCE_REFRESH: Duration = Duration::from_secs(20);
 /// How long a caller waits unless something else is said.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -179,35 +196,20 @@ fn broker(flag: Option<&str>, file: Option<BrokerUrl>, login: Login) -> Result<B
     }
 }
 
-// Where a setting stands that is only wrong together with others.
-fn place(file: Option<&Path>) -> String {
-    file.map_or_else(String::new, |path| path.display().to_string())
-}
-
 // A name that no token has would shut everybody out, unnoticed.
-fn check_tokens(routes: &[Route], access: &Access, place: &str) -> Result<()> {
+fn check_tokens(routes: &[file::Route], access: &Access, source: &file::Source) -> Result<()> {
     let known = |name: &String| access.tokens.iter().any(|token| token.name == *name);
-    for route in routes {
+    for file::Route {
+        route, tokens_at, ..
+    } in routes
+    {
         if let Admission::Tokens(names) = &route.admission
             && let Some(unknown) = names.iter().find(|name| !known(name))
         {
-            return Err(Error::Setting {
-                place: format!("{place}, key tokens"),
-                message: format!("found {unknown:?}, which no token in tokens_file is named"),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn no_repeats<'a>(place: &str, key: &str, values: impl Iterator<Item = &'a str>) -> Result<()> {
-    let mut seen = HashSet::new();
-    for value in values {
-        if !seen.insert(value) {
-            return Err(Error::Setting {
-                place: format!("{place}, key {key}"),
-                message: format!("found {value:?} twice, allowed is once"),
-            });
+            let known: Vec<&str> = access.tokens.iter().map(|it| it.name.as_str()).collect();
+            let message =
+                format!("found {unknown:?}, allowed are the names in tokens_file: {known:?}");
+            return Err(source.wrong(tokens_at, "tokens", message));
         }
     }
     Ok(())
@@ -219,25 +221,29 @@ impl GatewaySettings {
     /// Errors: the file can't be read or holds a bad value ([`Error::ReadFile`],
     /// [`Error::Setting`]); a flag or variable is bad ([`Error::Usage`]).
     pub fn load(flags: &cli::Api1) -> Result<GatewaySettings> {
-        let file: file::Gateway = file::load(flags.config.as_deref())?;
+        let (file, source): (file::Gateway, _) = file::load(flags.config.as_deref())?;
         let listen = match (&flags.listen, file.listen) {
             (Some(text), _) => listen_address(text)?,
             (None, Some(listen)) => listen.0,
             (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
         };
+        let access = file.access.load()?;
         let routes = match file.route {
             None => Route::built_in(),
-            Some(routes) => routes.into_iter().map(|route| route.0).collect(),
+            Some(routes) => {
+                source.check_paths(&routes)?;
+                let response_topics = routes.iter().filter_map(|it| match &it.route.mode {
+                    Mode::Json { response_topic } => {
+                        Some((response_topic.as_str(), &it.response_topic_at))
+                    }
+                    Mode::Http => None,
+                });
+                // A reply in JSON mode is told by its topic alone which route it belongs to.
+                source.no_repeats("response_topic", response_topics)?;
+                check_tokens(&routes, &access, &source)?;
+                routes.into_iter().map(|it| it.route).collect()
+            }
         };
-        let place = place(flags.config.as_deref());
-        let response_topics = routes.iter().filter_map(|route| match &route.mode {
-            Mode::Json { response_topic } => Some(response_topic.as_str()),
-            Mode::Http => None,
-        });
-        // A reply in JSON mode is told by its topic alone which route it belongs to.
-        no_repeats(&place, "response_topic", response_topics)?;
-        let access = file.access.load()?;
-        check_tokens(&routes, &access, &place)?;
         let login = Login::new(file.username, file.password_file, file.tls);
         Ok(GatewaySettings {
             access,
@@ -261,7 +267,9 @@ impl AgentSettings {
     ///
     /// Errors: as [`GatewaySettings::load`].
     pub fn load(flags: &cli::Agent) -> Result<AgentSettings> {
-        let file: file::Agent = file::load(flags.config.as_deref())?;
+        let (file, source): (file::Agent, _) = file::load(flags.config.as_deref())?;
+        // Nobody's GET /ping may reach somebody's application.
+        let is_demo = flags.demo || flags.upstream.is_none() && file.upstream.is_none();
         let upstream = match (&flags.upstream, file.upstream) {
             (None, Some(upstream)) => upstream,
             (flag, _) => flag
@@ -283,20 +291,23 @@ impl AgentSettings {
                 .timeout_ms
                 .map_or(DEFAULT_TIMEOUT, file::Within::millis),
         };
-        let services = file.service.unwrap_or_else(|| vec![PartService::ping()]);
-        let services: Vec<Service> = services
+        let ping = PartService::ping();
+        let mut parts = file.service.unwrap_or_else(|| match is_demo {
+            true => vec![PartService::ping()],
+            false => Vec::new(),
+        });
+        if flags.demo && !parts.iter().any(|part| part.takes_same(&ping)) {
+            parts.push(ping);
+        }
+        source.no_repeats(
+            "request_topic",
+            parts.iter().map(PartService::request_topic),
+        )?;
+        let services: Vec<Service> = parts
             .into_iter()
             .map(|part| part.service(&defaults))
             .chain(file.direct.service(&id, &defaults))
             .collect();
-        let place = place(flags.config.as_deref());
-        no_repeats(
-            &place,
-            "request_topic",
-            services
-                .iter()
-                .map(|service| service.request_topic.as_str()),
-        )?;
         let login = Login::new(file.username, file.password_file, file.tls);
         Ok(AgentSettings {
             broker: broker(flags.broker.as_deref(), file.broker, login)?,
@@ -311,6 +322,9 @@ impl AgentSettings {
             max_buffered_bytes: file
                 .max_buffered_bytes
                 .map_or(16 * 1024 * 1024, file::Within::size),
+            presence_refresh: file
+                .presence_refresh_s
+                .map_or(DEFAULT_PRESENCE_REFRESH, file::Within::seconds),
             reply_prefixes: file
                 .reply_prefixes
                 .unwrap_or_else(|| vec!["api/ping/response".into(), "recado/".into()]),
@@ -354,7 +368,7 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
         writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
         writeln!(f, "max_body_bytes = {}", http.max_body_bytes)?;
-        writeln!(f, "max_buffered_bytes = {}", http.max_buffered_bytes)?;
+        writeln!(f, "max_buffered_bytes = {}", http.buffered_bytes())?;
         writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
         writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
         writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;
@@ -405,7 +419,9 @@ impl fmt::Display for AgentSettings {
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
         writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
-        writeln!(f, "max_buffered_bytes = {}", self.max_buffered_bytes)?;
+        writeln!(f, "max_buffered_bytes = {}", self.buffered_bytes())?;
+        let refresh = self.presence_refresh.as_secs();
+        writeln!(f, "presence_refresh_s = {refresh}")?;
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
         write_tls(f, &self.broker)?;
         for service in &self.services {
@@ -438,6 +454,21 @@ impl fmt::Display for AgentSettings {
         }
         Ok(())
     }
+}
+
+/// What an agent's file with this text means.
+#[cfg(test)]
+pub(crate) fn agent_settings_from(text: &str) -> AgentSettings {
+    let file =
+        std::env::temp_dir().join(format!("recado-settings-{}", crate::gateway::random_id()));
+    std::fs::write(&file, text).unwrap();
+    let flags = cli::Agent {
+        config: Some(file.clone()),
+        ..cli::Agent::default()
+    };
+    let settings = AgentSettings::load(&flags);
+    std::fs::remove_file(&file).unwrap();
+    settings.unwrap()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod forward;
 mod inbox;
 mod json;
 mod onward;
-pub(crate) mod presence;
+mod presence;
 mod probe;
 mod router;
 
@@ -25,7 +25,10 @@ use socket2::{Domain, Socket, Type};
 use crate::config::{Access, Admission, Front as FrontKind, GatewaySettings, Mode};
 use crate::error::{Error, Result};
 use crate::http::problem::{Problem, RETRY_AFTER};
-use crate::http::{Client, Front, Request, RequestId, Response, X_REQUEST_ID, guarded, tiny};
+use crate::http::{
+    Client, Front, Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone, guarded,
+    tiny,
+};
 use crate::link::{Link, LinkEvent, LinkOptions, Publisher, check_tls};
 use crate::logging::excerpt;
 use crate::message::{Hop, JSON};
@@ -33,7 +36,7 @@ use crate::topic::Id;
 use access::Caller;
 use inbox::{Inboxes, Timing};
 use presence::Presence;
-use router::{Endpoint, Found, Router};
+use router::{Endpoint, Found, Router, with_slash};
 
 /// How many messages may wait to be written to the broker.
 const QUEUE: usize = 1024;
@@ -100,7 +103,8 @@ impl Gateway {
 
     /// Stops in order: accept no more, answer what is in hand while replies can still come, say
     /// goodbye to the broker, join every thread. Takes the longest route's timeout plus a second
-    /// at most.
+    /// at most; while there is no connection to the broker, four seconds, since an attempt to connect
+    /// can't be cut short.
     ///
     /// Errors: a thread did not end in time; the rest is stopped all the same.
     pub fn stop(self) -> Result<()> {
@@ -174,6 +178,8 @@ impl Shared {
             keep_alive: settings.keep_alive,
             max_packet_bytes: packet_limit(settings.http.max_body_bytes),
             queue: QUEUE,
+            queue_bytes: settings.http.buffered_bytes(),
+            proves_topics: true,
             manual_acknowledgement: false,
             will: None,
             subscriptions: inboxes.subscriptions(),
@@ -219,7 +225,11 @@ impl Shared {
                     problem.hop.as_str(),
                     excerpt(problem.detail.as_bytes())
                 );
-                (problem.response(&id), Timing::default())
+                let mut response = problem.response(&id);
+                if problem.status == client_gone() {
+                    response.extensions_mut().insert(Unanswered);
+                }
+                (response, Timing::default())
             }
         };
         let headers = response.headers_mut();
@@ -243,7 +253,9 @@ impl Shared {
         let admission = match found.endpoint {
             Endpoint::Health | Endpoint::Ready => &Admission::Public,
             Endpoint::Agents | Endpoint::Agent => &Admission::AnyToken,
-            Endpoint::Route(route) => &self.router.routes()[route].admission,
+            Endpoint::Route(route) | Endpoint::Slash(route) => {
+                &self.router.routes()[route].admission
+            }
         };
         let caller = access::admit(&self.access, admission, request.headers())?;
         match found.endpoint {
@@ -251,10 +263,11 @@ impl Shared {
             Endpoint::Ready => self.ready().map(|()| status_document("ready").into()),
             Endpoint::Agents => {
                 self.ready()?;
-                let agents = json!({ "agents": self.presence.agents() });
+                let agents = json!({ "agents": self.presence.agents(begun) });
                 Ok(json_response(agents.to_string().into()).into())
             }
-            Endpoint::Agent => self.one_agent(found.parameter("id").unwrap_or_default()),
+            Endpoint::Agent => self.one_agent(found.parameter("id").unwrap_or_default(), begun),
+            Endpoint::Slash(_) => Ok(redirect(&with_slash(request)).into()),
             Endpoint::Route(route) => {
                 let asked = Asked {
                     route,
@@ -273,9 +286,9 @@ impl Shared {
         }
     }
 
-    fn one_agent(&self, id: &str) -> std::result::Result<Answer, Problem> {
+    fn one_agent(&self, id: &str, now: Instant) -> std::result::Result<Answer, Problem> {
         self.ready()?;
-        match self.presence.agent(id) {
+        match self.presence.agent(id, now) {
             Some(agent) => Ok(json_response(json!(agent).to_string().into()).into()),
             None => {
                 let detail = format!("no agent {} is there", excerpt(id.as_bytes()));
@@ -286,6 +299,9 @@ impl Shared {
 
     fn ready(&self) -> std::result::Result<(), Problem> {
         self.publisher.ready().map_err(|why| broker_away(&why))?;
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let inboxes = self.inboxes.check(&self.publisher);
+        inboxes.map_err(|problem| Problem { status, ..problem })?;
         match self.presence.is_complete() {
             true => Ok(()),
             false => Err(self.not_known_yet()),
@@ -303,6 +319,16 @@ fn json_response(body: Bytes) -> Response {
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+    response
+}
+
+// The method and the body stay the same with this status.
+fn redirect(location: &str) -> Response {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+    if let Ok(location) = HeaderValue::from_str(location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
     response
 }
 

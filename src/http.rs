@@ -28,6 +28,12 @@ pub type Request = http::Request<Bytes>;
 /// An answer with its whole body.
 pub type Response = http::Response<Bytes>;
 
+/// The status of an answer that nobody will read, since its client has gone: the log shows it, and the
+/// connection is closed without a word. Others use this number too, for the same.
+pub fn client_gone() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT)
+}
+
 /// The header that names a request in answers and logs.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -36,6 +42,10 @@ pub trait Handler: Send + Sync + 'static {
     /// Answers one request of a client.
     fn handle(&self, request: Request, client: &Client<'_>) -> Response;
 }
+
+/// Marks a [`Response`] that is not to be sent: its client has gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Unanswered;
 
 /// Who sent a request.
 pub struct Client<'a> {

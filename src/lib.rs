@@ -44,6 +44,7 @@ pub mod broker;
 mod budget;
 pub mod cli;
 pub mod clients;
+mod clock;
 pub mod config;
 mod connect;
 pub mod error;

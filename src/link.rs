@@ -18,14 +18,18 @@
 //! - Stopping says goodbye: DISCONNECT goes out behind all that was published, and the thread
 //!   ends when the broker has closed the connection.
 
+mod address;
 mod driver;
+mod greeting;
 mod outgoing;
 mod tls;
 mod wire;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -54,8 +58,13 @@ pub struct LinkOptions {
     pub keep_alive: Duration,
     /// The largest packet to take or to send, in bytes.
     pub max_packet_bytes: u32,
-    /// How many messages may wait to be written.
+    /// How many messages may wait to be written, and how many bytes they may take.
     pub queue: usize,
+    /// How many bytes they may take.
+    pub queue_bytes: usize,
+    /// Send the first message on each topic with QoS 1, until the broker has acknowledged one: what
+    /// may not be published, it drops without a word.
+    pub proves_topics: bool,
     /// Acknowledge no message of QoS 1 or 2 before the owner calls [`Publisher::acknowledge`].
     pub manual_acknowledgement: bool,
     /// What the broker publishes for this client if its connection just ends.
@@ -142,14 +151,18 @@ pub struct Offer {
 pub enum PublishError {
     /// There is no connection, for this reason.
     NotConnected(String),
-    /// Too many messages wait to be written.
+    /// Too many messages wait to be written, or to be acknowledged.
     Busy,
+    /// The connection has taken nothing for this long.
+    Stalled(Duration),
     /// The packet would be larger than the broker or this link allows.
     TooLarge {
         /// Its size, in bytes.
         size: usize,
         /// The limit, in bytes.
         limit: usize,
+        /// Whether it is the broker's own, and not this program's.
+        is_brokers: bool,
     },
     /// The broker said at connect that it does not do this.
     NotSupported(&'static str),
@@ -159,9 +172,24 @@ impl fmt::Display for PublishError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PublishError::NotConnected(reason) => write!(f, "no connection: {reason}"),
-            PublishError::Busy => f.write_str("too many messages wait to be written"),
-            PublishError::TooLarge { size, limit } => {
-                write!(f, "the packet has {size} bytes, the limit is {limit}")
+            PublishError::Busy => f.write_str("too many messages wait to be sent"),
+            PublishError::Stalled(age) => {
+                write!(
+                    f,
+                    "the connection has taken nothing for {} ms",
+                    age.as_millis()
+                )
+            }
+            PublishError::TooLarge {
+                size,
+                limit,
+                is_brokers,
+            } => {
+                let whose = match is_brokers {
+                    true => "the broker's limit",
+                    false => "this program's limit, which follows from max_body_bytes",
+                };
+                write!(f, "the packet has {size} bytes, {whose} is {limit}")
             }
             PublishError::NotSupported(what) => write!(f, "the broker does not support {what}"),
         }
@@ -181,6 +209,8 @@ struct Shared {
     // The filters subscribed to on the present connection.
     subscribed: Mutex<Vec<String>>,
     outgoing: Mutex<Outgoing>,
+    // Something has made room, or the gate has opened.
+    room: Condvar,
     manual_acknowledgement: bool,
     // Set once the owner wants no more messages: a reconnect then subscribes to nothing.
     quiet: AtomicBool,
@@ -191,6 +221,15 @@ struct Shared {
 impl Shared {
     fn read_gate(&self) -> RwLockReadGuard<'_, Gate> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // Somebody may find room now who had none.
+    fn made_room(&self, outgoing: MutexGuard<'_, Outgoing>) {
+        let is_waited_for = outgoing.waiting > 0;
+        drop(outgoing);
+        if is_waited_for {
+            self.room.notify_all();
+        }
     }
 
     fn write_gate(&self) -> RwLockWriteGuard<'_, Gate> {
@@ -206,6 +245,8 @@ enum Gate {
 #[derive(Clone, Copy)]
 struct BrokerLimits {
     max_packet_bytes: u32,
+    // It is the broker that takes no larger ones.
+    is_brokers: bool,
     max_qos: Qos,
     retain: bool,
     // QoS 1 and 2 messages under way at a time.
@@ -218,17 +259,64 @@ impl Publisher {
     /// Errors: see [`PublishError`]; then nothing was queued. A message that was queued is sent
     /// on the present connection or, if that is lost first, not at all.
     pub fn publish(&self, message: Message) -> std::result::Result<(), PublishError> {
+        self.try_publish(&mut Some(message))
+    }
+
+    /// The same, but waits for a place, or for a connection, until `deadline`. Not for the thread
+    /// that events are delivered on.
+    ///
+    /// Errors: as [`Publisher::publish`].
+    pub fn publish_before(
+        &self,
+        message: Message,
+        deadline: Instant,
+    ) -> std::result::Result<(), PublishError> {
+        let shared = &*self.shared;
+        let mut message = Some(message);
+        loop {
+            let seen = lock(&shared.outgoing).changes;
+            let why = match self.try_publish(&mut message) {
+                Err(
+                    why @ (PublishError::NotConnected(_)
+                    | PublishError::Busy
+                    | PublishError::Stalled(_)),
+                ) => why,
+                other => return other,
+            };
+            let mut outgoing = lock(&shared.outgoing);
+            outgoing.waiting += 1;
+            while outgoing.changes == seen {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    outgoing.waiting -= 1;
+                    return Err(why);
+                }
+                let waited = shared.room.wait_timeout(outgoing, left);
+                outgoing = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            outgoing.waiting -= 1;
+        }
+    }
+
+    // Takes the message only if it is queued.
+    fn try_publish(&self, slot: &mut Option<Message>) -> std::result::Result<(), PublishError> {
         let gate = self.shared.read_gate();
         let limits = match &*gate {
             Gate::Open(limits) => limits,
             Gate::Closed(reason) => return Err(PublishError::NotConnected(reason.clone())),
         };
-        wire::check(&message, limits)?;
+        let Some(message) = slot else {
+            return Ok(());
+        };
+        let size = wire::check(message, limits)?;
         let mut outgoing = lock(&self.shared.outgoing);
-        outgoing.add(&message, limits)?;
+        outgoing.add(message, size, limits)?;
         // Where nobody acknowledges anything, the order in which messages are queued does not matter,
         // and waking the mqtt thread under the lock would keep all other threads waiting.
         let ordered = (message.qos > Qos::AtMostOnce).then_some(outgoing);
+        let Some(message) = slot.take() else {
+            return Ok(());
+        };
         let Message {
             topic,
             payload,
@@ -290,12 +378,20 @@ impl Publisher {
         *lock(&self.shared.useless) = Some(reason);
     }
 
-    /// Whether a message can be published now; if not, why.
-    pub fn ready(&self) -> std::result::Result<(), String> {
-        let gate = self.shared.read_gate();
-        match &*gate {
+    /// Whether there is a connection with all subscriptions; if not, why.
+    pub fn connected(&self) -> std::result::Result<(), String> {
+        match &*self.shared.read_gate() {
             Gate::Open(_) => Ok(()),
             Gate::Closed(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Whether there is a connection that takes messages; if not, why.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        self.connected()?;
+        match lock(&self.shared.outgoing).stalled(Instant::now()) {
+            None => Ok(()),
+            Some(age) => Err(PublishError::Stalled(age).to_string()),
         }
     }
 }
@@ -313,7 +409,7 @@ pub struct Link {
 /// Errors: they can't ([`Error::Tls`](crate::error::Error::Tls)).
 pub fn check_tls(broker: &BrokerUrl) -> Result<()> {
     match broker.is_tls() {
-        true => tls::transport(broker.tls_files()).map(|_| ()),
+        true => tls::transport(broker.tls_files(), None).map(|_| ()),
         false => Ok(()),
     }
 }
@@ -326,14 +422,17 @@ impl Link {
         options: LinkOptions,
         on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
     ) -> Result<Link> {
-        let (client, connection) = Client::new(wire::mqtt_options(&options)?, options.queue);
+        // Besides messages there are subscriptions and the like.
+        let (client, connection) =
+            Client::new(wire::mqtt_options(&options, None)?, options.queue + 64);
         let publisher = Publisher {
             shared: Arc::new(Shared {
                 client,
                 gate: RwLock::new(Gate::Closed("not yet connected".into())),
                 max_packet_bytes: options.max_packet_bytes,
                 subscribed: Mutex::new(Vec::new()),
-                outgoing: Mutex::default(),
+                outgoing: Mutex::new(Outgoing::new(&options)),
+                room: Condvar::new(),
                 manual_acknowledgement: options.manual_acknowledgement,
                 quiet: AtomicBool::new(false),
                 useless: Mutex::default(),
@@ -368,7 +467,7 @@ impl Link {
     pub fn unsubscribe(&self, deadline: Instant) {
         let shared = &self.publisher.shared;
         shared.quiet.store(true, Ordering::SeqCst);
-        if self.publisher.ready().is_err() {
+        if self.publisher.connected().is_err() {
             return;
         }
         let filters = std::mem::take(&mut *lock(&shared.subscribed));

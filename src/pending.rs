@@ -5,9 +5,9 @@
 //! Late, repeated and foreign replies are ordinary here: they find no waiter and are told apart,
 //! so that they can be counted. Time is passed in.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -36,14 +36,14 @@ struct Table<T> {
 struct Waiter<T> {
     sequence: u64,
     // Where a peer that knows no correlation may answer it.
-    request: Option<Asked>,
+    request: Option<Arc<Asked>>,
     reply: Sender<T>,
 }
 
 // A request, and its canonical form once that was needed: seldom, and it costs a parse.
 struct Asked {
     payload: Bytes,
-    canonical: OnceCell<Option<Bytes>>,
+    canonical: OnceLock<Option<Bytes>>,
 }
 
 impl Asked {
@@ -112,8 +112,9 @@ impl<T> Pending<T> {
         }
         let request = request.map(|payload| Asked {
             payload,
-            canonical: OnceCell::new(),
+            canonical: OnceLock::new(),
         });
+        let request = request.map(Arc::new);
         let waiter = Waiter {
             sequence,
             request,
@@ -145,20 +146,35 @@ impl<T> Pending<T> {
     /// Hands a reply without correlation to the caller that has waited longest among those with
     /// an equal request, or among all, where the reply doesn't say what it answers.
     pub fn complete_oldest(&self, received: &Received, reply: T) -> Completion {
-        let mut table = lock(&self.table);
-        let oldest = table.order.values().copied().find(|correlation| {
-            let waiter = table.waiters.get(correlation);
-            let asked = waiter.and_then(|waiter| waiter.request.as_ref());
-            match received {
-                Received::Unknown => true,
-                Received::Request(request) => asked.and_then(Asked::canonical) == Some(request),
+        let candidates: Vec<(Correlation, Option<Arc<Asked>>)> = {
+            let table = lock(&self.table);
+            let waiters = table.order.values();
+            waiters
+                .map(|correlation| {
+                    let waiter = table.waiters.get(correlation);
+                    let asked = waiter.and_then(|waiter| waiter.request.clone());
+                    (*correlation, asked)
+                })
+                .collect()
+        };
+        // Parsing others' JSON takes its time: nobody waits for the table meanwhile.
+        let mut equal = candidates.into_iter().filter(|(_, asked)| match received {
+            Received::Unknown => true,
+            Received::Request(request) => {
+                asked.as_ref().and_then(|asked| asked.canonical()) == Some(request)
             }
         });
-        let Some(waiter) = oldest.and_then(|correlation| table.remove(correlation)) else {
-            return Completion::Unknown;
-        };
-        drop(table);
-        waiter.deliver(reply)
+        // The first one that has not given up meanwhile.
+        let waiter = equal.find_map(|(correlation, _)| lock(&self.table).remove(correlation));
+        match waiter {
+            Some(waiter) => waiter.deliver(reply),
+            None => Completion::Unknown,
+        }
+    }
+
+    /// How many callers may wait at a time.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// How many callers wait.
@@ -211,25 +227,24 @@ pub struct Ticket<'a, T> {
 }
 
 impl<T> Ticket<'_, T> {
-    /// Blocks for the reply, but no longer than `timeout`, and no longer than it is `wanted`,
+    /// Blocks for the reply, but no longer than until `deadline`, and no longer than it is `wanted`,
     /// which is looked at `every` so often.
     ///
     /// Errors: see [`GaveUp`].
     pub fn wait_while(
         self,
-        timeout: Duration,
+        deadline: Instant,
         every: Duration,
         wanted: impl Fn() -> bool,
     ) -> Result<T, GaveUp> {
-        let mut left = timeout;
         let reason = loop {
-            let slice = left.min(every);
-            if let Ok(reply) = self.reply.recv_timeout(slice) {
+            // By the clock each time: slices that end late must not add up.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Ok(reply) = self.reply.recv_timeout(left.min(every)) {
                 self.is_off.set(true);
                 return Ok(reply);
             }
-            left -= slice;
-            if left.is_zero() {
+            if left <= every {
                 break GaveUp::TimedOut;
             }
             if !wanted() {
@@ -243,7 +258,8 @@ impl<T> Ticket<'_, T> {
 
     /// Blocks for the reply, but no longer than `timeout`.
     pub fn wait(self, timeout: Duration) -> Option<T> {
-        self.wait_while(timeout, timeout, || true).ok()
+        self.wait_while(Instant::now() + timeout, timeout, || true)
+            .ok()
     }
 }
 

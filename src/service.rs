@@ -1,7 +1,7 @@
 //! The life of a program that runs until it is told to stop.
 
 use crate::error::Result;
-use crate::threads::{SignalThread, stop_signal};
+use crate::threads::{Hangup, SignalThread, stop_signal};
 
 /// Starts a service, waits for SIGINT or SIGTERM, stops it. The first failure is the result.
 ///
@@ -9,7 +9,7 @@ use crate::threads::{SignalThread, stop_signal};
 pub fn run<S>(start: impl FnOnce() -> Result<S>, stop: impl FnOnce(S) -> Result<()>) -> Result<()> {
     let (trigger, signal) = stop_signal();
     // Before the service: a signal must not meet a half-started one unprepared.
-    let signals = SignalThread::start(trigger)?;
+    let signals = SignalThread::start(trigger, Hangup::Ignore)?;
     let service = start()?;
     signal.wait();
     let stopped = stop(service);

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Error, Result};
@@ -116,6 +116,16 @@ pub fn try_join_until<T>(
     handle.join().map_err(|_| (None, failed("panicked")))
 }
 
+/// What SIGHUP does: a terminal sends it as it closes, and scripts send it to daemons that reload
+/// their settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hangup {
+    /// Nothing: a program that serves others goes on.
+    Ignore,
+    /// The same as SIGTERM.
+    Stop,
+}
+
 /// Turns SIGINT and SIGTERM into a stop signal, on a thread of its own.
 ///
 /// The first signal asks for an orderly stop. A second one ends the process at once, for a user
@@ -129,16 +139,20 @@ impl SignalThread {
     /// Registers the handlers and starts the thread.
     ///
     /// Errors: the system refuses the handlers or the thread ([`Error::System`]).
-    pub fn start(trigger: StopTrigger) -> Result<SignalThread> {
+    pub fn start(trigger: StopTrigger, hangup: Hangup) -> Result<SignalThread> {
         let system = |source| Error::System {
             action: "register signal handlers",
             source,
         };
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(system)?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system)?;
         let handle = signals.handle();
         let thread = spawn("signals", 64, move || {
             let mut stopping = false;
             for signal in &mut signals {
+                if signal == SIGHUP && hangup == Hangup::Ignore {
+                    log::info!("SIGHUP: ignored; new settings need a restart");
+                    continue;
+                }
                 if stopping {
                     let _ = signal_hook::low_level::emulate_default_handler(signal);
                 }

@@ -7,13 +7,13 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::reply::Shares;
 use crate::http::Response;
 use crate::http::problem::{Outcome, Problem};
-use crate::message::{DEADLINE_MS, Message, Qos};
+use crate::message::{DEADLINE_MS, Message, Qos, SENT};
 use crate::threads::lock;
 
 /// How many requests are remembered.
@@ -38,9 +38,12 @@ const VOLATILE: [&str; 5] = [
     "prefer:",
 ];
 
-/// What a request is known again by.
+/// The longest correlation that is a key as it is, in bytes; of a longer one a digest is kept.
+const MAX_CORRELATION: usize = 64;
+
+/// What a request is known again by; whatever strangers send, it is short.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key(Vec<u8>);
+pub(super) struct Key(Arc<[u8]>);
 
 impl Key {
     /// The key of a request, if it may come again: its Idempotency-Key together with what it asks
@@ -59,7 +62,9 @@ impl Key {
             // reply to another's question.
             let fields = properties.user.iter().filter(|(name, field)| {
                 let field = field.to_ascii_lowercase();
-                name != DEADLINE_MS && !VOLATILE.iter().any(|name| field.starts_with(name))
+                name != DEADLINE_MS
+                    && name != SENT
+                    && !VOLATILE.iter().any(|name| field.starts_with(name))
             });
             let asked = (
                 &message.payload,
@@ -70,12 +75,19 @@ impl Key {
                 key.extend(seed.hash_one(&asked).to_be_bytes());
             }
             key.extend(given);
-            return (given.len() <= MAX_KEY_BYTES).then_some(Key(key));
+            return (given.len() <= MAX_KEY_BYTES).then_some(Key(key.into()));
         }
         let correlation = properties.correlation_data.as_ref()?;
         (message.qos > Qos::AtMostOnce).then(|| {
-            key.extend(correlation);
-            Key(key)
+            match correlation.len() <= MAX_CORRELATION {
+                true => key.extend(correlation),
+                false => {
+                    for seed in seeds {
+                        key.extend(seed.hash_one(correlation).to_be_bytes());
+                    }
+                }
+            }
+            Key(key.into())
         })
     }
 }
@@ -341,5 +353,15 @@ mod tests {
         other_asker.properties.user.push(field);
         assert_ne!(of(&other_asker, mine).unwrap(), first);
         assert_eq!(of(&message, Some(&[b'k'; 256])), None, "too long a key");
+        message.qos = Qos::AtLeastOnce;
+        let mut correlated = |data: Vec<u8>| {
+            message.properties.correlation_data = Some(data.into());
+            of(&message, None).unwrap()
+        };
+        let long = correlated(vec![1; 60_000]);
+        assert!(long.0.len() < 100, "it is kept for two minutes");
+        assert_eq!(correlated(vec![1; 60_000]), long);
+        assert_ne!(correlated(vec![1; 60_001]), long);
+        assert_ne!(correlated(vec![2; 60_000]), long);
     }
 }

@@ -9,10 +9,12 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::value::RawValue;
 
+use super::age::Ages;
 use super::live_service::LiveService;
 use super::repeats::{Ended, Key, Repeats, Seen};
-use super::reply::{Form, ReplyTo, Shares};
+use super::reply::{Form, Owed, Patience, ReplyTo, Shares};
 use crate::budget::{Budget, Share};
+use crate::clock::Moment;
 use crate::config::{AgentSettings, Allow, Service, ServiceMode};
 use crate::error::Result;
 use crate::http::problem::Problem;
@@ -21,11 +23,13 @@ use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
 use crate::link::Publisher;
 use crate::logging::excerpt;
 use crate::message::http::read_request;
-use crate::message::{Hop, JSON, Message, REQUEST_ID, add_received, time_left};
+use crate::message::{Hop, JSON, Message, REQUEST_ID, add_received, sent, time_left};
 use crate::pool::Pool;
 use crate::threads::lock;
 use crate::topic::Id;
 
+/// The longest correlation of a request in HTTP mode, in bytes; ours have 16.
+const MAX_CORRELATION: usize = 64;
 /// Whatever is left of a caller's time, this much of it is the reply's.
 const WAY_BACK: Duration = Duration::from_millis(50);
 
@@ -34,11 +38,12 @@ pub(super) struct Job {
     service: usize,
     pub message: Message,
     pub reply_to: ReplyTo,
-    received: Instant,
-    pub deadline: Instant,
+    received: Moment,
+    pub deadline: Moment,
     // Its caller would have waited for longer than this agent's max_timeout.
     is_shortened: bool,
     pub publisher: Publisher,
+    pub owed: Arc<Owed>,
     // What it is known again by, if it may come again.
     repeat: Option<Key>,
     // The memory that its body takes.
@@ -54,6 +59,8 @@ pub(super) struct Worker {
     dropped: AtomicU64,
     repeats: Repeats<Box<Job>>,
     seeds: [RandomState; 2],
+    ages: Mutex<Ages>,
+    owed: Arc<Owed>,
     taken: Mutex<Taken>,
 }
 
@@ -68,14 +75,15 @@ impl Worker {
         let live = settings.services.iter().map(LiveService::new);
         let upstream = Upstream::new(settings.max_body_bytes);
         Ok(Worker {
-            // One body of the largest size must always fit.
-            budget: Budget::new(settings.max_buffered_bytes.max(settings.max_body_bytes)),
+            budget: Budget::new(settings.buffered_bytes()),
             live: live.collect::<Result<_>>()?,
             settings,
             upstream,
             dropped: AtomicU64::new(0),
             repeats: Repeats::new(),
             seeds: Default::default(),
+            ages: Mutex::default(),
+            owed: Arc::default(),
             taken: Mutex::new(Taken {
                 last_arrival: Instant::now(),
                 last_deadline: Instant::now(),
@@ -91,6 +99,16 @@ impl Worker {
         self.settings.services.iter()
     }
 
+    /// What requests are as old as; see [`Ages::beat`].
+    pub fn beat(&self, now: Moment) {
+        lock(&self.ages).beat(now);
+    }
+
+    /// Sends replies that found no place before.
+    pub fn catch_up(&self, publisher: &Publisher) {
+        self.owed.catch_up(publisher);
+    }
+
     pub fn last_arrival(&self) -> Instant {
         lock(&self.taken).last_arrival
     }
@@ -101,7 +119,7 @@ impl Worker {
 
     /// Takes a message. Runs on the mqtt thread.
     pub fn take(&self, publisher: &Publisher, pools: &[Pool<Box<Job>>], message: Message) {
-        let received = Instant::now();
+        let received = Moment::now();
         let topic = message.topic.as_str();
         let mut services = self.services();
         let Some(number) = services.position(|service| service.request_topic.as_str() == topic)
@@ -116,14 +134,17 @@ impl Worker {
             Ok(reply_to) => reply_to,
             Err(why) => return self.drop_message(topic, &why),
         };
-        let stated = time_left(&message.properties);
-        let allowed = stated.unwrap_or(service.timeout);
+        let (allowed, flaw) = match self.allowed(service, &message, received) {
+            Ok(allowed) => (allowed, None),
+            Err(flaw) => (service.timeout, Some(flaw)),
+        };
         let deadline = received + allowed.min(self.settings.max_timeout);
         {
             let mut taken = lock(&self.taken);
-            taken.last_arrival = received;
-            taken.last_deadline = deadline.max(taken.last_deadline);
+            taken.last_arrival = Instant::now();
+            taken.last_deadline = deadline.instant().max(taken.last_deadline);
         }
+        let size = message.size();
         let job = Box::new(Job {
             service: number,
             message,
@@ -132,62 +153,94 @@ impl Worker {
             deadline,
             is_shortened: allowed > self.settings.max_timeout,
             publisher: publisher.clone(),
+            owed: Arc::clone(&self.owed),
             repeat: None,
             share: self.budget.share(),
         });
-        if stated.is_none() && matches!(service.mode, ServiceMode::Http { .. }) {
-            let detail = "the request states neither deadline-ms nor an expiry interval";
-            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
-            return job.reply_problem(&problem, Shares::default());
+        if let Some(flaw) = flaw {
+            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, flaw);
+            return job.reply_problem(&problem, Shares::default(), Patience::None);
         }
         // What waits for a first that is running has a bound of its own.
-        let Some(mut job) = self.unless_seen(job) else {
+        let Some(mut job) = self.unless_seen(job, Patience::None) else {
             return;
         };
-        if !job.share.grow(job.message.payload.len()) {
-            return self.refuse(
-                &job,
-                "there is no memory for this body while so many others are in hand",
+        if !job.share.grow(size) {
+            let limit = self.settings.buffered_bytes();
+            let detail = format!(
+                "there is no memory for this request while so many others are in hand (max_buffered_bytes = {limit} of the agent)"
             );
+            return self.refuse(&job, &detail);
         }
         if let Err(job) = pools[number].submit(job) {
-            self.refuse(&job, "all workers are busy and the queue is full");
+            let (workers, queue) = (service.workers, service.queue);
+            let detail = format!(
+                "all workers are busy and the queue is full (workers = {workers}, queue = {queue} of the agent)"
+            );
+            self.refuse(&job, &detail);
         }
+    }
+
+    // How long the request may take from now on: what its caller had left when it was sent, without
+    // what it was held up on its way.
+    fn allowed(
+        &self,
+        service: &Service,
+        message: &Message,
+        received: Moment,
+    ) -> std::result::Result<Duration, String> {
+        let properties = &message.properties;
+        let is_http = matches!(service.mode, ServiceMode::Http { .. });
+        let correlation = properties.correlation_data.as_ref().map_or(0, Bytes::len);
+        if is_http && correlation > MAX_CORRELATION {
+            return Err(format!(
+                "its correlation data has {correlation} bytes, allowed are {MAX_CORRELATION}"
+            ));
+        }
+        let stated = time_left(properties).map_err(|bad| bad.to_string())?;
+        let sent = sent(properties).map_err(|bad| bad.to_string())?;
+        if stated.is_none() && is_http {
+            return Err("the request states neither deadline-ms nor an expiry interval".into());
+        }
+        let age = lock(&self.ages).of(sent, received);
+        Ok(stated.unwrap_or(service.timeout).saturating_sub(age))
     }
 
     fn refuse(&self, job: &Job, detail: &str) {
         log::warn!("{}: {detail}", job.message.topic);
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-        self.end(job, &Ended::Failed(problem, Shares::default()));
+        let ended = Ended::Failed(problem, Shares::default());
+        self.end(job, &ended, Patience::None);
     }
 
     // A request that came before gets the reply of the first, now or when there is one.
-    fn unless_seen(&self, mut job: Box<Job>) -> Option<Box<Job>> {
+    fn unless_seen(&self, mut job: Box<Job>, patience: Patience) -> Option<Box<Job>> {
         let idempotency_key = idempotency_key(&job.message);
         let Some(key) = Key::of(&job.message, idempotency_key, &self.seeds) else {
             return Some(job);
         };
         job.repeat = Some(key.clone());
-        let bytes = job.message.payload.len();
+        let bytes = job.message.size();
         match self.repeats.see(&key, job, bytes, Instant::now()) {
             Seen::New(job) => return Some(job),
             Seen::Waiting => {}
             Seen::TooMany(job) => {
                 let detail = "it was repeated too often while the first is running";
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-                job.reply_problem(&problem.outcome_unknown(), Shares::default());
+                let problem = problem.outcome_unknown();
+                job.reply_problem(&problem, Shares::default(), patience);
             }
-            Seen::Before(job, ended) => job.end(&ended),
+            Seen::Before(job, ended) => job.end(&ended, patience),
         }
         None
     }
 
     // Answers a request, and those that came again while it ran.
-    fn end(&self, job: &Job, ended: &Ended) {
-        job.end(ended);
+    fn end(&self, job: &Job, ended: &Ended, patience: Patience) {
+        job.end(ended, patience);
         if let Some(key) = &job.repeat {
             for waiting in self.repeats.end(key, Some(ended), Instant::now()) {
-                waiting.end(ended);
+                waiting.end(ended, patience);
             }
         }
     }
@@ -218,15 +271,15 @@ impl Worker {
 
     /// Executes a request and answers it, unless its time is up.
     pub fn work(&self, job: &Job) {
-        let begun = Instant::now();
-        let left = job.deadline.saturating_duration_since(begun);
+        let (begun, begun_at) = (Instant::now(), Moment::now());
+        let left = job.deadline.since(begun_at);
         if left.is_zero() {
             self.drop_message(&job.message.topic, "its caller has stopped waiting");
             // Who repeated it may wait for longer: the next of them is the first now.
             let waiting = job.repeat.iter();
             let waiting = waiting.flat_map(|key| self.repeats.end(key, None, begun));
             for next in waiting.collect::<Vec<_>>() {
-                if let Some(next) = self.unless_seen(next) {
+                if let Some(next) = self.unless_seen(next, Patience::UntilDeadline) {
                     self.work(&next);
                 }
             }
@@ -240,7 +293,7 @@ impl Worker {
             }
         };
         let shares = Shares {
-            queue: begun.saturating_duration_since(job.received),
+            queue: begun_at.since(job.received),
             upstream: begun.elapsed(),
         };
         let ended = match executed {
@@ -256,7 +309,7 @@ impl Worker {
                 Ended::Failed(problem, shares)
             }
         };
-        self.end(job, &ended);
+        self.end(job, &ended, Patience::UntilDeadline);
         drop(running);
     }
 
@@ -345,7 +398,8 @@ impl Worker {
         if payload.len() <= limit {
             return Ok(());
         }
-        let detail = format!("the request is larger than {limit} bytes");
+        let detail =
+            format!("the request is larger than {limit} bytes (max_body_bytes of the agent)");
         Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             Hop::Agent,

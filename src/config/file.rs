@@ -1,17 +1,21 @@
 //! The shapes of the configuration files, and errors that name the line.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use toml::Spanned;
 
 use super::access::{Admission, RawAccess};
 use super::login::TlsFiles;
-use super::service::{PartService, RawDirect};
+use super::route::OWN_PATHS;
+use super::service::{Direct, PartService};
 use super::{BrokerUrl, Front, HttpLimits, UpstreamUrl};
 use crate::error::{Error, Result};
 use crate::message::Qos;
@@ -146,25 +150,30 @@ impl Http {
     }
 }
 
-/// A route, whole and checked.
+/// A route, whole and checked, and where in the file what may clash with others stands.
 #[derive(Deserialize)]
 #[serde(try_from = "RawRoute")]
-pub(super) struct Route(pub super::Route);
+pub(super) struct Route {
+    pub route: super::Route,
+    pub path_at: Range<usize>,
+    pub response_topic_at: Range<usize>,
+    pub tokens_at: Range<usize>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRoute {
-    path: String,
+    path: Spanned<String>,
     #[serde(default)]
     methods: Vec<MethodName>,
     #[serde(default)]
     mode: ModeName,
     request_topic: Template,
-    response_topic: Option<Topic>,
+    response_topic: Option<Spanned<Topic>>,
     timeout_ms: Option<TimeoutMs>,
     qos: Option<Within<0, 1>>,
     access: Option<AccessName>,
-    tokens: Option<Vec<String>>,
+    tokens: Option<Spanned<Vec<String>>>,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -186,27 +195,26 @@ impl TryFrom<RawRoute> for Route {
     type Error = String;
 
     fn try_from(raw: RawRoute) -> std::result::Result<Route, String> {
-        if !raw.path.starts_with('/') {
+        let (path, path_at) = apart(raw.path);
+        if !path.starts_with('/') {
             return Err(format!(
-                "path: found {:?}, allowed is a pattern such as /a/{{b}}",
-                raw.path
+                "path: found {path:?}, allowed is a pattern such as /a/{{b}}"
             ));
         }
         let mut alone = matchit::Router::new();
-        alone.insert(raw.path.as_str(), ()).map_err(|error| {
-            format!(
-                "path: found {:?} ({error}), allowed is a pattern such as /a/{{b}}",
-                raw.path
-            )
+        alone.insert(path.as_str(), ()).map_err(|error| {
+            format!("path: found {path:?} ({error}), allowed is a pattern such as /a/{{b}}")
         })?;
+        let (response_topic, response_topic_at) = apart_if_any(raw.response_topic);
+        let (tokens, tokens_at) = apart_if_any(raw.tokens);
         for name in raw.request_topic.0.parameters() {
-            if !raw.path.contains(&format!("{{{name}}}")) {
+            if !path.contains(&format!("{{{name}}}")) {
                 return Err(format!(
                     "request_topic: found {{{name}}}, which path does not have"
                 ));
             }
         }
-        let mode = match (raw.mode, raw.response_topic) {
+        let mode = match (raw.mode, response_topic) {
             (ModeName::Http, None) => super::Mode::Http,
             (ModeName::Http, Some(_)) => {
                 return Err("response_topic: only a route with mode = \"json\" has one".into());
@@ -216,7 +224,7 @@ impl TryFrom<RawRoute> for Route {
                 return Err("response_topic: a route with mode = \"json\" needs one".into());
             }
         };
-        let admission = match (raw.access, raw.tokens) {
+        let admission = match (raw.access, tokens) {
             (Some(AccessName::Public), Some(_)) => {
                 return Err("tokens: a route with access = \"public\" needs none".into());
             }
@@ -227,9 +235,9 @@ impl TryFrom<RawRoute> for Route {
             (_, Some(names)) => Admission::Tokens(names),
             (_, None) => Admission::AnyToken,
         };
-        Ok(Route(super::Route {
+        let route = super::Route {
             admission,
-            path: raw.path,
+            path,
             methods: raw.methods.into_iter().map(|method| method.0).collect(),
             request_topic: raw.request_topic.0,
             mode,
@@ -240,7 +248,13 @@ impl TryFrom<RawRoute> for Route {
                 Some(Within(1)) => Qos::AtLeastOnce,
                 _ => Qos::AtMostOnce,
             },
-        }))
+        };
+        Ok(Route {
+            route,
+            path_at,
+            response_topic_at,
+            tokens_at,
+        })
     }
 }
 
@@ -287,8 +301,9 @@ pub(super) struct Agent {
     pub max_timeout_ms: Option<TimeoutMs>,
     pub max_body_bytes: Option<BodyBytes>,
     pub max_buffered_bytes: Option<BufferedBytes>,
+    pub presence_refresh_s: Option<Within<1, 3_600>>,
     pub reply_prefixes: Option<Vec<String>>,
-    pub direct: RawDirect,
+    pub direct: Direct,
     pub service: Option<Vec<PartService>>,
 }
 
@@ -307,18 +322,100 @@ impl TryFrom<String> for ListenAddress {
     }
 }
 
+/// A value of a file, and where it stands.
+pub(super) fn apart<T>(value: Spanned<T>) -> (T, Range<usize>) {
+    let span = value.span();
+    (value.into_inner(), span)
+}
+
+fn apart_if_any<T>(value: Option<Spanned<T>>) -> (Option<T>, Range<usize>) {
+    match value.map(apart) {
+        Some((value, span)) => (Some(value), span),
+        None => (None, 0..0),
+    }
+}
+
+/// The text of a configuration file, for what is found wrong only once all of it is read.
+pub(super) struct Source {
+    name: String,
+    text: String,
+}
+
+impl Source {
+    /// An error about what stands at `span`.
+    pub(super) fn wrong(&self, span: &Range<usize>, key: &str, message: String) -> Error {
+        let line = line_number(&self.text, span.start);
+        Error::Setting {
+            place: format!("{} line {line}, key {key}", self.name),
+            message,
+        }
+    }
+
+    /// Errors: one of the values stands there twice.
+    pub(super) fn no_repeats<'a>(
+        &self,
+        key: &str,
+        values: impl Iterator<Item = (&'a str, &'a Range<usize>)>,
+    ) -> Result<()> {
+        let mut seen = HashMap::new();
+        for (value, span) in values {
+            if let Some(before) = seen.insert(value, span) {
+                let line = line_number(&self.text, before.start);
+                let message =
+                    format!("found {value:?} twice, allowed is once; it is in line {line} too");
+                return Err(self.wrong(span, key, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Errors: two routes claim the same paths, or one those of the gateway itself.
+    pub(super) fn check_paths(&self, routes: &[Route]) -> Result<()> {
+        let mut paths = matchit::Router::new();
+        for own in OWN_PATHS {
+            // They are apart from each other.
+            let _ = paths.insert(own, ());
+        }
+        for Route { route, path_at, .. } in routes {
+            for pattern in route.patterns() {
+                paths.insert(pattern, ()).map_err(|error| {
+                    let other = match error {
+                        matchit::InsertError::Conflict { with } => with,
+                        other => other.to_string(),
+                    };
+                    let message = format!(
+                        "found {:?}, which is in conflict with {other:?}; allowed is a path that no other route and none of {OWN_PATHS:?} matches",
+                        route.path
+                    );
+                    self.wrong(path_at, "path", message)
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn line_number(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or(text).matches('\n').count() + 1
+}
+
 /// Reads a configuration file; without one, every setting has its default.
 ///
 /// Errors: it can't be read ([`Error::ReadFile`]), or a line is wrong ([`Error::Setting`]).
-pub(super) fn load<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T> {
-    let Some(path) = path else {
-        return Ok(T::default());
+pub(super) fn load<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<(T, Source)> {
+    let mut source = Source {
+        name: String::new(),
+        text: String::new(),
     };
-    let text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
+    let Some(path) = path else {
+        return Ok((T::default(), source));
+    };
+    source.name = path.display().to_string();
+    source.text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
         path: path.to_owned(),
         source,
     })?;
-    parse(&text, path)
+    Ok((parse(&source.text, path)?, source))
 }
 
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
@@ -326,8 +423,7 @@ fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
         let mut place = path.display().to_string();
         let mut message = error.message().to_owned();
         if let Some(span) = error.span() {
-            let before = text.get(..span.start).unwrap_or(text);
-            let number = before.matches('\n').count() + 1;
+            let number = line_number(text, span.start);
             place.push_str(&format!(" line {number}"));
             let line = text.lines().nth(number - 1).unwrap_or_default();
             if let Some((key, _)) = line.split_once('=') {

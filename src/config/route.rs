@@ -9,6 +9,9 @@ use super::Admission;
 use crate::message::Qos;
 use crate::topic::{Id, InvalidTopic, Topic};
 
+/// The gateway's own paths, which no route may claim.
+pub const OWN_PATHS: [&str; 4] = ["/healthz", "/readyz", "/agents", "/agents/{id}"];
+
 /// How requests of a route travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
@@ -43,6 +46,21 @@ pub struct Route {
 }
 
 impl Route {
+    /// The patterns of every path that it answers: with `{*path}` what stands before it too, which
+    /// leads to the root of what is behind it.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        let root = self.path.split_once("{*").map(|(root, _)| root);
+        [self.path.as_str()]
+            .into_iter()
+            .chain(root.filter(|root| root.ends_with('/')))
+    }
+
+    /// The path without a slash at its end for which a route of HTTP mode has only the one with it.
+    pub fn without_slash(&self) -> Option<&str> {
+        let root = self.patterns().nth(1)?.trim_end_matches('/');
+        (self.mode == Mode::Http && !root.is_empty()).then_some(root)
+    }
+
     /// The routes out of the box.
     pub fn built_in() -> Vec<Route> {
         vec![Route::ping(), Route::agents(), Route::services()]

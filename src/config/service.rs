@@ -1,12 +1,14 @@
 //! What an agent's service is: where its requests come from, what it may call.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::UpstreamUrl;
-use super::file::{Count, MethodName, TimeoutMs, Within};
+use super::file::{Count, MethodName, TimeoutMs, Within, apart};
 use super::route::constant_topic;
 use crate::topic::{Id, Topic};
 
@@ -68,8 +70,38 @@ pub(super) struct Defaults {
 
 /// The requests to this very agent: `[direct]`.
 #[derive(Deserialize)]
+#[serde(try_from = "RawDirect")]
+pub(super) struct Direct {
+    enabled: bool,
+    path_prefix: PathPrefix,
+    allow: Allow,
+}
+
+impl Default for Direct {
+    fn default() -> Direct {
+        Direct {
+            enabled: true,
+            path_prefix: PathPrefix::default(),
+            allow: Allow::default(),
+        }
+    }
+}
+
+impl TryFrom<RawDirect> for Direct {
+    type Error = String;
+
+    fn try_from(raw: RawDirect) -> Result<Direct, String> {
+        Ok(Direct {
+            enabled: raw.enabled,
+            path_prefix: raw.path_prefix,
+            allow: allow(raw.methods, raw.paths)?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct RawDirect {
+struct RawDirect {
     enabled: bool,
     path_prefix: PathPrefix,
     methods: Vec<MethodName>,
@@ -87,14 +119,14 @@ impl Default for RawDirect {
     }
 }
 
-impl RawDirect {
+impl Direct {
     pub(super) fn service(self, id: &Id, defaults: &Defaults) -> Option<Service> {
         self.enabled.then(|| Service {
             name: None,
             request_topic: constant_topic(&format!("recado/agents/{id}/request")),
             mode: ServiceMode::Http {
                 path_prefix: self.path_prefix.0,
-                allow: allow(self.methods, self.paths),
+                allow: self.allow,
             },
             upstream: defaults.upstream.clone(),
             workers: defaults.workers,
@@ -104,10 +136,37 @@ impl RawDirect {
     }
 }
 
-fn allow(methods: Vec<MethodName>, paths: Vec<PathPattern>) -> Allow {
-    Allow {
+fn allow(methods: Vec<MethodName>, paths: Vec<PathPattern>) -> Result<Allow, String> {
+    let allow = Allow {
         methods: methods.into_iter().map(|method| method.0).collect(),
         paths: paths.into_iter().map(|path| path.0).collect(),
+    };
+    allow.router()?;
+    Ok(allow)
+}
+
+impl Allow {
+    /// What matches the allowed paths, decoded.
+    ///
+    /// Errors: two patterns mean the same paths; which.
+    pub fn router(&self) -> Result<matchit::Router<()>, String> {
+        let mut router = matchit::Router::new();
+        for path in &self.paths {
+            let decoded = percent_encoding::percent_decode_str(path);
+            let decoded = decoded.decode_utf8_lossy();
+            router.insert(decoded.as_ref(), ()).map_err(|error| {
+                let other = match error {
+                    matchit::InsertError::Conflict { with } => with,
+                    other => other.to_string(),
+                };
+                format!("paths: found {path:?} beside {other:?}, allowed are patterns of different paths")
+            })?;
+            // `{*rest}` may be empty: /public/.
+            if let Some((before, _)) = decoded.split_once("{*") {
+                let _ = router.insert(before, ());
+            }
+        }
+        Ok(router)
     }
 }
 
@@ -117,6 +176,8 @@ fn allow(methods: Vec<MethodName>, paths: Vec<PathPattern>) -> Allow {
 pub(super) struct PartService {
     name: Id,
     request_topic: Topic,
+    // Where in the file that, or the name that it follows from, stands.
+    request_topic_at: Range<usize>,
     mode: ServiceMode,
     upstream: Option<UpstreamUrl>,
     workers: Option<usize>,
@@ -131,6 +192,7 @@ impl PartService {
         PartService {
             name: Id::new("ping").expect("a constant id"),
             request_topic: constant_topic("api/ping/request"),
+            request_topic_at: 0..0,
             mode: ServiceMode::Json {
                 response_topic: constant_topic("api/ping/response"),
                 path: "/ping".into(),
@@ -140,6 +202,16 @@ impl PartService {
             queue: None,
             timeout: None,
         }
+    }
+
+    /// Whether both take the same requests.
+    pub(super) fn takes_same(&self, other: &PartService) -> bool {
+        self.request_topic == other.request_topic
+    }
+
+    /// Where its requests come from, and where in the file that stands.
+    pub(super) fn request_topic(&self) -> (&str, &Range<usize>) {
+        (self.request_topic.as_str(), &self.request_topic_at)
     }
 
     pub(super) fn service(self, defaults: &Defaults) -> Service {
@@ -158,9 +230,9 @@ impl PartService {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawService {
-    name: Id,
+    name: Spanned<Id>,
     mode: ModeName,
-    request_topic: Option<Topic>,
+    request_topic: Option<Spanned<Topic>>,
     response_topic: Option<Topic>,
     path: Option<HttpPath>,
     path_prefix: Option<PathPrefix>,
@@ -194,11 +266,14 @@ impl TryFrom<RawService> for PartService {
             return Err("response_topic and path: only with mode = \"json\"".into());
         }
         let missing = |key| format!("{key}: a service with mode = \"json\" needs it");
-        let default_topic = format!("recado/services/{}/request", raw.name);
-        let request_topic = match raw.request_topic {
-            Some(topic) => topic,
+        let (name, name_at) = apart(raw.name);
+        let (request_topic, request_topic_at) = match raw.request_topic {
+            Some(topic) => apart(topic),
             None if json => return Err(missing("request_topic")),
-            None => constant_topic(&default_topic),
+            None => {
+                let topic = format!("recado/services/{name}/request");
+                (constant_topic(&topic), name_at)
+            }
         };
         let mode = match raw.mode {
             ModeName::Json => ServiceMode::Json {
@@ -209,12 +284,13 @@ impl TryFrom<RawService> for PartService {
             },
             ModeName::Http => ServiceMode::Http {
                 path_prefix: raw.path_prefix.unwrap_or_default().0,
-                allow: allow(raw.methods, raw.paths),
+                allow: allow(raw.methods, raw.paths)?,
             },
         };
         Ok(PartService {
-            name: raw.name,
+            name,
             request_topic,
+            request_topic_at,
             mode,
             upstream: raw.upstream,
             workers: raw.workers.map(Within::size),

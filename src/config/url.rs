@@ -63,8 +63,9 @@ impl std::str::FromStr for BrokerUrl {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<BrokerUrl, String> {
-        let shape =
-            || "allowed is mqtt://[user:password@]host[:port], or mqtts:// for TLS".to_owned();
+        let shape = || {
+            "allowed is mqtt://[user:password@]host[:port], or mqtts:// for TLS; a port is 1 to 65535".to_owned()
+        };
         let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
         let tls = match scheme {
             "mqtt" => false,
@@ -76,20 +77,13 @@ impl std::str::FromStr for BrokerUrl {
             Some((userinfo, authority)) => (Some(userinfo), authority),
             None => (None, rest),
         };
-        let authority: http::uri::Authority = authority.parse().map_err(|_| shape())?;
-        if authority.host().is_empty() || authority.as_str().ends_with(':') {
+        let Some((host, port)) = host_and_port(authority) else {
             return Err(shape());
-        }
-        if tls && authority.host().starts_with('[') {
+        };
+        if tls && host.starts_with('[') {
             return Err("mqtts:// needs a host name, not an IPv6 address".into());
         }
-        // `port_u16` is None for a port that is no number below 65536, too.
-        let port = match (authority.port_u16(), authority.as_str() == authority.host()) {
-            (Some(port), _) => port,
-            (None, true) if tls => 8883,
-            (None, true) => 1883,
-            (None, false) => return Err(shape()),
-        };
+        let port = port.unwrap_or(if tls { 8883 } else { 1883 });
         let credentials = userinfo
             .map(|userinfo| {
                 let (username, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
@@ -103,7 +97,7 @@ impl std::str::FromStr for BrokerUrl {
             })
             .transpose()?;
         Ok(BrokerUrl {
-            host: authority.host().to_owned(),
+            host: host.to_owned(),
             port,
             tls,
             credentials,
@@ -160,23 +154,56 @@ impl std::str::FromStr for UpstreamUrl {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<UpstreamUrl, String> {
+        const ALLOWED: &str = "allowed is http://host[:port][/path], a port is 1 to 65535";
         if text.contains('@') {
-            return Err(
-                "user and password can't stand in it; allowed is http://host[:port][/path]".into(),
-            );
+            return Err(format!("user and password can't stand in it; {ALLOWED}"));
         }
-        let uri: http::Uri = text.parse().map_err(|error| {
-            format!("found {text:?} ({error}), allowed is http://host[:port][/path]")
-        })?;
-        if uri.scheme_str() != Some("http")
-            || uri.host().is_none_or(str::is_empty)
-            || uri.query().is_some()
-        {
-            return Err(format!(
-                "found {text:?}, allowed is http://host[:port][/path]"
-            ));
+        let wrong = |what: &str| format!("found {text:?}, {what}; {ALLOWED}");
+        let rest = text
+            .get(.."http://".len())
+            .filter(|scheme| scheme.eq_ignore_ascii_case("http://"))
+            .map(|scheme| &text[scheme.len()..])
+            .ok_or_else(|| wrong("which does not begin with http://"))?;
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        if host_and_port(authority).is_none() {
+            return Err(wrong("whose host or port can't be meant"));
         }
-        Ok(UpstreamUrl(text.trim_end_matches('/').to_owned()))
+        if path.contains(['?', '#']) {
+            return Err(wrong("whose query or fragment no request could carry"));
+        }
+        let is_path = path.is_empty() || path.parse::<http::uri::PathAndQuery>().is_ok();
+        let mut segments = path.split('/');
+        if !is_path || segments.any(|segment| matches!(segment, "." | "..")) {
+            return Err(wrong("whose path can't be meant"));
+        }
+        let url = format!("http://{authority}{path}");
+        Ok(UpstreamUrl(url.trim_end_matches('/').to_owned()))
+    }
+}
+
+// RFC 3986, section 3.2, without user information: a name or an address, and perhaps a port that
+// something can listen on.
+fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(literal) => {
+            let (address, _) = literal.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            authority.split_at(address.len() + 2)
+        }
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let is_name = (1..=253).contains(&host.len()) && host.chars().all(fits);
+    if !host.starts_with('[') && !is_name {
+        return None;
+    }
+    match port.strip_prefix(':') {
+        None => port.is_empty().then_some((host, None)),
+        Some(port) => {
+            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+            let port = port.parse().ok().filter(|port| digits && *port > 0)?;
+            Some((host, Some(port)))
+        }
     }
 }
 
@@ -221,7 +248,14 @@ mod tests {
             "mqtt://",
             "mqtt://host:",
             "mqtt://host:99999",
+            "mqtt://host:0",
             "mqtt://host:x",
+            "mqtt://host:+1",
+            "mqtt://host#x",
+            "mqtt://host?x",
+            "mqtt://[::zz]",
+            "mqtt://[::1",
+            "mqtt://a,b",
             "mqtt://host/path",
             "mqtt://ho st",
         ] {
@@ -242,12 +276,34 @@ mod tests {
         assert_eq!(base.join("/ping"), "http://127.0.0.1:5001/ping");
         let below: UpstreamUrl = "http://host/app".parse().unwrap();
         assert_eq!(below.join("/ping"), "http://host/app/ping");
+        for good in [
+            "http://[::1]:80/a",
+            "HTTP://my_host.local",
+            "http://h/a%20b/;c",
+        ] {
+            assert!(good.parse::<UpstreamUrl>().is_ok(), "{good}");
+        }
         for bad in [
             "",
             "host:80",
             "https://host",
             "http://",
             "http://host?x=1",
+            "http://host#x",
+            "http://127.0.0.1:15001/#/",
+            "http://host/a?b",
+            "http://host:",
+            "http://host:0",
+            "http://host:99999",
+            "http://host:x/",
+            "http://host:80:80",
+            "http://[::1",
+            "http://[zz]:80",
+            "http://ho st",
+            "http://host/a b",
+            "http://host/../a",
+            "http://host/a/./b",
+            "http:///path",
             "ftp://host",
         ] {
             assert!(bad.parse::<UpstreamUrl>().is_err(), "{bad}");

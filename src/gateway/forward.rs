@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, StatusCode};
+use http::{StatusCode, Version};
 
-use super::inbox::{Call, bad_reply, random_correlation};
+use super::inbox::{Call, bad_reply, denied, random_correlation};
 use super::onward::{append, onward};
 use super::presence::Target;
 use super::{Answer, Asked, Shared, broker_away, no_agent};
 use crate::http::Request;
 use crate::http::problem::Problem;
 use crate::message::http::{read_reply, write_request};
-use crate::message::{ERROR, Hop, request_properties};
+use crate::message::{Hop, error, request_properties};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
@@ -30,13 +30,18 @@ impl Shared {
             begun,
         } = *asked;
         let route = &self.router.routes()[number];
-        refuse_upgrade(request.headers())?;
+        refuse_upgrade(request)?;
         let topic = self.router.topic(number, found)?;
-        self.publisher.ready().map_err(|why| broker_away(&why))?;
-        match self.presence.http_target(&topic) {
+        let inbox = self.inboxes.of(number);
+        self.publisher
+            .connected()
+            .map_err(|why| broker_away(&why))?;
+        self.inboxes.check(&self.publisher)?;
+        match self.presence.http_target(&topic, inbox.topic(), begun) {
             Target::There => {}
             Target::Absent => return Err(no_agent(topic.as_str())),
             Target::NotKnownYet => return Err(self.not_known_yet()),
+            Target::Denied(what) => return Err(denied(what)),
         }
         let target = self.router.target(number, request);
         let target: PathAndQuery = target.parse().map_err(|_| {
@@ -44,10 +49,10 @@ impl Shared {
             Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
         })?;
         let timeout = timeout(request, route.timeout);
-        let inbox = self.inboxes.of(number);
         let correlation = random_correlation()?;
         let time_left = timeout.saturating_sub(begun.elapsed());
-        let mut properties = request_properties(inbox.topic(), correlation, time_left);
+        let sent = self.inboxes.sent_now();
+        let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
         properties.content_type = None;
         let trusted = self.access.trusts(client.peer);
         let onward = onward(request, client.peer, trusted, caller, id);
@@ -59,6 +64,7 @@ impl Shared {
         let (reply, timing) = inbox.call(
             &self.publisher,
             client,
+            &self.presence,
             Call {
                 topic,
                 payload: onward.into_body(),
@@ -72,7 +78,9 @@ impl Shared {
         )?;
         let mut response = read_reply(&reply, request.method())
             .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
-        if let Some(hop) = reply.properties.user(ERROR).and_then(Hop::from_reply) {
+        let error = error(&reply.properties)
+            .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+        if let Some(hop) = error {
             return Err(Problem::from_agent(response.status(), hop, &reply.payload));
         }
         append(response.headers_mut(), header::VIA, "1.1 recado");
@@ -100,13 +108,21 @@ pub(super) fn timeout(request: &Request, longest: Duration) -> Duration {
 
 // A tunnel can't be carried as one request and one reply. A client that merely offers HTTP/2 is
 // served with HTTP/1.1 (RFC 9110, section 7.8).
-fn refuse_upgrade(headers: &HeaderMap) -> std::result::Result<(), Problem> {
-    let wanted = headers.get_all(header::UPGRADE).iter().any(|value| {
-        let protocols = value.to_str().unwrap_or_default().split(',');
-        protocols
-            .into_iter()
-            .any(|name| !name.trim().eq_ignore_ascii_case("h2c"))
-    });
+// In HTTP/1.0 there is no upgrade, so there the field says nothing.
+fn refuse_upgrade(request: &Request) -> std::result::Result<(), Problem> {
+    if request.version() == Version::HTTP_10 {
+        return Ok(());
+    }
+    let wanted = request
+        .headers()
+        .get_all(header::UPGRADE)
+        .iter()
+        .any(|value| {
+            let protocols = value.to_str().unwrap_or_default().split(',');
+            protocols
+                .into_iter()
+                .any(|name| !name.trim().eq_ignore_ascii_case("h2c"))
+        });
     if !wanted {
         return Ok(());
     }
@@ -148,10 +164,13 @@ mod tests {
 
     #[test]
     fn tunnels_are_refused() {
-        let refused = |value| refuse_upgrade(request(&[("upgrade", value)]).headers()).is_err();
+        let refused = |value| refuse_upgrade(&request(&[("upgrade", value)])).is_err();
         assert!(refused("websocket"));
         assert!(refused("h2c, websocket"));
         assert!(!refused("h2c"));
-        assert!(refuse_upgrade(request(&[]).headers()).is_ok());
+        assert!(refuse_upgrade(&request(&[])).is_ok());
+        let mut old = request(&[("upgrade", "websocket")]);
+        *old.version_mut() = Version::HTTP_10;
+        assert!(refuse_upgrade(&old).is_ok());
     }
 }

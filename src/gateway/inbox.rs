@@ -7,22 +7,24 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::StatusCode;
 
-use super::presence::{self, Presence};
+use super::presence::Presence;
 use super::probe::Probe;
 use super::router::Router;
-use super::{broker_away, no_agent};
+use super::{broker_away, no_agent, random_id};
+use crate::clock::Moment;
 use crate::config::GatewaySettings;
 use crate::error::{Error, Result};
-use crate::http::Client;
 use crate::http::problem::{Problem, RETRY_AFTER};
+use crate::http::{Client, client_gone};
 use crate::link::{Acknowledgement, Delivery, PublishError, Publisher, Subscription};
 use crate::logging::excerpt;
-use crate::message::{Correlation, ERROR, Hop, Message, Properties, Qos, received, timing};
+use crate::message::presence;
+use crate::message::{Correlation, ERROR, Hop, Message, Properties, Qos, Sent, received, timing};
 use crate::pending::{Completion, GaveUp, Pending};
 use crate::topic::{Id, Topic, TopicFilter};
 
-/// How often a waiting request looks whether its client is still there.
-const LOOK_AT_CLIENT: Duration = Duration::from_millis(200);
+/// How often a waiting request looks whether its client is still there, and who it asks able to answer.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Every inbox of a gateway.
 pub(super) struct Inboxes {
@@ -32,6 +34,8 @@ pub(super) struct Inboxes {
     http: Inbox,
     probe: Probe,
     dropped: AtomicU64,
+    // Names the clock that requests are stamped with.
+    instance: String,
 }
 
 /// One topic where replies come in, and who waits for them.
@@ -110,11 +114,16 @@ impl Inboxes {
             Ok((number, inbox(format!("{response_topic}/{id}"), old_peers)?))
         });
         let correlation = || random_correlation().map_err(|problem| Error::Usage(problem.detail));
+        let json = json.collect::<Result<Vec<(usize, Inbox)>>>()?;
+        let http = inbox(format!("recado/gateways/{id}/response"), None)?;
+        let topics = [&http].into_iter().chain(json.iter().map(|(_, it)| it));
+        let topics = topics.map(|inbox| inbox.topic.clone()).collect();
         Ok(Inboxes {
-            json: json.collect::<Result<_>>()?,
-            http: inbox(format!("recado/gateways/{id}/response"), None)?,
-            probe: Probe::new(correlation()?, correlation()?),
+            json,
+            http,
+            probe: Probe::new(correlation()?, correlation()?, topics),
             dropped: AtomicU64::new(0),
+            instance: random_id().to_string(),
         })
     }
 
@@ -148,14 +157,36 @@ impl Inboxes {
         self.json.iter().map(|(_, inbox)| inbox).chain([&self.http])
     }
 
+    /// When a request is sent, for those who read it later.
+    pub fn sent_now(&self) -> Sent<'_> {
+        Sent {
+            instance: &self.instance,
+            millis: Moment::now().millis(),
+        }
+    }
+
     /// Asks the broker what a new connection must know.
     pub fn probe(&self, publisher: &Publisher) {
-        self.probe.ask(publisher, &self.http.topic);
+        self.probe.ask(publisher);
     }
 
     /// Asks once more, if that took too long.
     pub fn probe_again(&self, publisher: &Publisher) {
-        self.probe.ask_again(publisher, &self.http.topic);
+        self.probe.ask_again(publisher);
+    }
+
+    /// Looks whether replies can reach this gateway.
+    ///
+    /// Errors: the broker does not let it read one of its inboxes.
+    pub fn check(&self, publisher: &Publisher) -> std::result::Result<(), Problem> {
+        self.probe.ask_again(publisher);
+        match self.probe.unreadable() {
+            None => Ok(()),
+            Some(inbox) => {
+                let what = format!("the broker does not let this gateway read {inbox}");
+                Err(denied(what))
+            }
+        }
     }
 
     /// Takes what the broker said to a request with QoS 1: who waits for a reply to one that
@@ -169,8 +200,9 @@ impl Inboxes {
             Delivery::NobodySubscribed if self.probe.tells_absence() => no_agent(topic),
             Delivery::Taken | Delivery::NobodySubscribed => return,
             Delivery::Refused(reason) => {
-                let detail = format!("the broker refused the request on {topic}: {reason}");
-                Problem::new(StatusCode::BAD_GATEWAY, Hop::Broker, detail)
+                let what = format!("the broker refused the request on {topic}: {reason}");
+                log::error!("{what}; may this gateway write there?");
+                denied(what)
             }
         };
         let correlation = acknowledgement.correlation_data.as_deref();
@@ -187,8 +219,10 @@ impl Inboxes {
         if known.update(&message.topic, &message.payload, Instant::now()) {
             return;
         }
-        if self.probe.is_back(&message, &self.http.topic) {
-            return known.complete();
+        match self.probe.is_back(&message) {
+            None => {}
+            Some(true) => return known.complete(),
+            Some(false) => return,
         }
         self.log(&message);
         if message.retain {
@@ -276,6 +310,7 @@ impl Inbox {
         &self,
         publisher: &Publisher,
         client: &Client<'_>,
+        known: &Presence,
         call: Call,
     ) -> std::result::Result<(Message, Timing), Problem> {
         if call.deadline <= Instant::now() {
@@ -290,27 +325,33 @@ impl Inbox {
         let ticket = self
             .pending
             .register(call.correlation, call.open.then(|| call.payload.clone()))
-            .map_err(|_| too_many())?;
+            .map_err(|_| too_many(self.pending.capacity()))?;
         let published = Instant::now();
+        let topic = call.topic;
         publisher
             .publish(Message {
-                topic: call.topic.to_string(),
+                topic: topic.to_string(),
                 payload: call.payload,
                 qos: call.qos,
                 properties: call.properties,
                 ..Message::default()
             })
             .map_err(|error| not_published(&error))?;
-        let left = call.deadline.saturating_duration_since(published);
+        let is_wanted = || !client.has_hung_up() && known.denied(&topic, &self.topic).is_none();
         let reply = ticket
-            .wait_while(left, LOOK_AT_CLIENT, || !client.has_hung_up())
+            .wait_while(call.deadline, LOOK, is_wanted)
             .map_err(|gave_up| match gave_up {
                 GaveUp::TimedOut => no_reply(call.timeout),
-                GaveUp::Unwanted => hung_up(),
+                GaveUp::Unwanted => match known.denied(&topic, &self.topic) {
+                    Some(what) => denied(what).outcome_unknown(),
+                    None => hung_up(),
+                },
             })??;
         if reply.payload.len() > self.max_body_bytes {
             let limit = self.max_body_bytes;
-            let detail = format!("the agent's reply is larger than {limit} bytes");
+            let detail = format!(
+                "the agent's reply is larger than {limit} bytes (max_body_bytes of the gateway)"
+            );
             return Err(bad_reply(detail));
         }
         let (queue, upstream) = timing(&reply.properties);
@@ -327,15 +368,22 @@ pub(super) fn bad_reply(detail: String) -> Problem {
     Problem::new(StatusCode::BAD_GATEWAY, Hop::Agent, detail).outcome_unknown()
 }
 
-fn too_many() -> Problem {
-    let detail = "too many requests wait for a reply";
+fn too_many(limit: usize) -> Problem {
+    let detail =
+        format!("too many requests wait for a reply (max_waiting = {limit} of the gateway)");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail).retry_after(RETRY_AFTER)
 }
 
-// Nobody reads this but the log.
+/// What nobody can do for a caller before somebody has changed the broker's access list.
+pub(super) fn denied(what: String) -> Problem {
+    Problem::new(StatusCode::BAD_GATEWAY, Hop::Broker, what)
+}
+
+// Nobody reads this but the log. A client that only has closed its own direction must not read that
+// it may repeat the request.
 fn hung_up() -> Problem {
     let detail = "the client hung up before there was a reply";
-    Problem::new(StatusCode::REQUEST_TIMEOUT, Hop::Gateway, detail).outcome_unknown()
+    Problem::new(client_gone(), Hop::Gateway, detail).outcome_unknown()
 }
 
 fn no_reply(timeout: Duration) -> Problem {
@@ -346,7 +394,11 @@ fn no_reply(timeout: Duration) -> Problem {
 fn not_published(error: &PublishError) -> Problem {
     match error {
         PublishError::NotConnected(reason) => broker_away(reason),
-        PublishError::Busy => too_many(),
+        PublishError::Busy | PublishError::Stalled(_) => {
+            let detail = format!("the broker takes no more at the moment: {error}");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, detail)
+                .retry_after(RETRY_AFTER)
+        }
         PublishError::TooLarge { .. } => Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             Hop::Broker,

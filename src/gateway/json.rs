@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::inbox::{Call, bad_reply, random_correlation};
+use super::inbox::{Call, bad_reply, denied, random_correlation};
 use super::presence::Target;
 use super::{Answer, Asked, Shared, forward, json_response, no_agent};
 use crate::http::Request;
@@ -25,23 +25,28 @@ impl Shared {
         } = *asked;
         let route = &self.router.routes()[number];
         let topic = self.router.topic(number, found)?;
-        if self.publisher.ready().is_ok()
-            && self.presence.json_target(&topic, begun) == Target::Absent
-        {
-            return Err(no_agent(topic.as_str()));
-        }
         let inbox = self.inboxes.of(number);
+        if self.publisher.connected().is_ok() {
+            self.inboxes.check(&self.publisher)?;
+            match self.presence.json_target(&topic, inbox.topic(), begun) {
+                Target::Absent => return Err(no_agent(topic.as_str())),
+                Target::Denied(what) => return Err(denied(what)),
+                Target::There | Target::NotKnownYet => {}
+            }
+        }
         let timeout = forward::timeout(request, route.timeout);
         let payload = payload(request)?;
         let correlation = random_correlation()?;
         let time_left = timeout.saturating_sub(begun.elapsed());
         log::debug!("request {id}: asked as {correlation:?}");
-        let mut properties = request_properties(inbox.topic(), correlation, time_left);
+        let sent = self.inboxes.sent_now();
+        let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
         let named = (REQUEST_ID.to_owned(), id.to_string());
         properties.user.push(named);
         let (reply, timing) = inbox.call(
             &self.publisher,
             client,
+            &self.presence,
             Call {
                 topic,
                 // Equal requests to different topics are not equal.

@@ -7,13 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
+use crate::message::presence::Announcement;
 use crate::threads::lock;
 use crate::topic::{Id, Topic};
 
-/// What presences are published below.
-pub(crate) const FILTER: &str = "recado/agents/+/presence";
 /// How often a request goes through to a JSON route whose announced agents have all left: an old
 /// peer, which announces nothing, may have taken their place.
 const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
@@ -21,36 +18,11 @@ const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
 /// How long an agent that has left may go on answering.
 const LEAVING: Duration = Duration::from_secs(4);
 
-/// How many agents are taken note of, and how many bytes each may say of itself.
+/// How many agents are taken note of, and how many of those with one id are told apart.
 const MAX_AGENTS: usize = 4096;
-const MAX_ANNOUNCEMENT: usize = 16 * 1024;
-
-/// What an agent says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Announcement {
-    /// Its id.
-    pub id: String,
-    /// The services that it takes requests for.
-    pub services: Vec<String>,
-    /// Since when it is there, as RFC 3339.
-    pub since: String,
-    /// The version of its program.
-    pub version: String,
-    /// The topics that it takes requests from.
-    #[serde(default)]
-    pub topics: Vec<String>,
-    /// Tells agents apart that have the same id.
-    #[serde(default)]
-    pub instance: String,
-    /// This one is about to go; another with its id goes on.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub leaving: bool,
-}
-
-/// The topic of an agent's presence.
-pub(crate) fn topic(id: &Id) -> String {
-    format!("recado/agents/{id}/presence")
-}
+const MAX_TWINS: usize = 16;
+/// The longest topic that is remembered for having been served, in bytes.
+const MAX_LEFT: usize = 256;
 
 /// Who is there, as far as the broker has said.
 #[derive(Default)]
@@ -60,7 +32,11 @@ pub(super) struct Presence {
 
 #[derive(Default)]
 struct Table {
-    agents: BTreeMap<String, Announcement>,
+    // By id; those with one id differ in their instance.
+    agents: BTreeMap<String, Vec<Known>>,
+    count: usize,
+    // No announcement ceases to hold before this.
+    next_end: Option<Instant>,
     // The broker has delivered all that there was at the time of the subscription.
     complete: bool,
     // It keeps no retained messages, or not for this gateway: who was there before is not known
@@ -73,8 +49,26 @@ struct Table {
     left_since: Option<Instant>,
 }
 
+struct Known {
+    announcement: Announcement,
+    // When it said so last.
+    heard: Instant,
+}
+
+impl Known {
+    // When it counts as gone unless it says again that it is there: no will is left of an agent and
+    // a broker that die together, and what the broker keeps of it would never be taken back.
+    fn ends(&self) -> Option<Instant> {
+        self.announcement.holds().map(|holds| self.heard + holds)
+    }
+
+    fn serves(&self, topic: &str) -> bool {
+        self.announcement.topics.iter().any(|it| it == topic)
+    }
+}
+
 /// Whether a request finds anybody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// Somebody who serves it is there, or it can't be known.
     There,
@@ -82,6 +76,8 @@ pub(super) enum Target {
     Absent,
     /// The broker has not said yet who is there.
     NotKnownYet,
+    /// Somebody is, but says that the broker denies something that it needs; what.
+    Denied(String),
 }
 
 impl Presence {
@@ -93,40 +89,15 @@ impl Presence {
         let Some(id) = id.filter(|id| Id::new(*id).is_ok()) else {
             return false;
         };
+        let announced = Announcement::read(payload).filter(|announced| announced.id == id);
         let mut table = lock(&self.table);
-        let announced = serde_json::from_slice(payload)
-            .ok()
-            .filter(|_| payload.len() <= MAX_ANNOUNCEMENT)
-            .filter(|announcement: &Announcement| announcement.id == id);
         match announced {
             // Another agent with this id will say that it is there.
-            Some(announcement) if announcement.leaving => {}
+            Some(announcement) if announcement.leaving => table.forget(id, &announcement.instance),
             // Anything that is neither an announcement nor empty is not to be believed.
             None if !payload.is_empty() => {}
-            Some(_) if table.agents.len() >= MAX_AGENTS && !table.agents.contains_key(id) => {
-                log::warn!("more than {MAX_AGENTS} agents: {id} is not taken note of");
-            }
-            Some(announcement) => {
-                for topic in &announcement.topics {
-                    table.left.remove(topic);
-                }
-                let before = table.agents.insert(id.to_owned(), announcement);
-                if before.is_none() {
-                    log::info!("agent {id} is there");
-                }
-            }
-            // It left.
-            None => {
-                if let Some(gone) = table.agents.remove(id) {
-                    log::info!("agent {id} has left");
-                    table.left_since = Some(now);
-                    for topic in gone.topics {
-                        if table.left.len() < MAX_AGENTS {
-                            table.left.insert(topic, now);
-                        }
-                    }
-                }
-            }
+            Some(announcement) => table.remember(id, announcement, now),
+            None => table.left(id, now),
         }
         true
     }
@@ -152,33 +123,41 @@ impl Presence {
     }
 
     /// Everybody who is there.
-    pub fn agents(&self) -> Vec<Announcement> {
-        lock(&self.table).agents.values().cloned().collect()
+    pub fn agents(&self, now: Instant) -> Vec<Announcement> {
+        let mut table = lock(&self.table);
+        table.end_the_silent(now);
+        let all = table.agents.values().flatten();
+        all.map(|known| known.announcement.clone()).collect()
     }
 
     /// One agent, if it is there.
-    pub fn agent(&self, id: &str) -> Option<Announcement> {
-        lock(&self.table).agents.get(id).cloned()
+    pub fn agent(&self, id: &str, now: Instant) -> Option<Announcement> {
+        let mut table = lock(&self.table);
+        table.end_the_silent(now);
+        let first = table.agents.get(id)?.first()?;
+        Some(first.announcement.clone())
     }
 
     /// Whether a request on this topic, in HTTP mode, finds anybody: there every agent announces
-    /// itself, so who isn't known isn't there.
-    pub fn http_target(&self, topic: &Topic) -> Target {
-        let table = lock(&self.table);
-        match (table.serves(topic.as_str()), table.complete) {
-            (true, _) => Target::There,
-            (false, true) if table.forgetful => Target::There,
-            (false, true) => Target::Absent,
-            (false, false) => Target::NotKnownYet,
+    /// itself, so who isn't known isn't there. It is answered on `inbox`.
+    pub fn http_target(&self, topic: &Topic, inbox: &Topic, now: Instant) -> Target {
+        let mut table = lock(&self.table);
+        table.end_the_silent(now);
+        match (table.serves(topic, inbox), table.complete) {
+            (Some(found), _) => found,
+            (None, true) if table.forgetful => Target::There,
+            (None, true) => Target::Absent,
+            (None, false) => Target::NotKnownYet,
         }
     }
 
     /// The same in JSON mode: there old peers never announce themselves, so it takes evidence that
     /// nobody is there, and even then a request goes through now and then.
-    pub fn json_target(&self, topic: &Topic, now: Instant) -> Target {
+    pub fn json_target(&self, topic: &Topic, inbox: &Topic, now: Instant) -> Target {
         let mut table = lock(&self.table);
-        if table.serves(topic.as_str()) {
-            return Target::There;
+        table.end_the_silent(now);
+        if let Some(found) = table.serves(topic, inbox) {
+            return found;
         }
         match table.left.get_mut(topic.as_str()) {
             None => Target::There,
@@ -187,6 +166,15 @@ impl Presence {
                 *last = now;
                 Target::There
             }
+        }
+    }
+
+    /// What the broker denies all who serve this topic, if it does: a request that is on its way to
+    /// them is waited for in vain.
+    pub fn denied(&self, topic: &Topic, inbox: &Topic) -> Option<String> {
+        match lock(&self.table).serves(topic, inbox) {
+            Some(Target::Denied(what)) => Some(what),
+            _ => None,
         }
     }
 
@@ -202,9 +190,117 @@ impl Presence {
 }
 
 impl Table {
-    fn serves(&self, topic: &str) -> bool {
-        let mut agents = self.agents.values();
-        agents.any(|agent| agent.topics.iter().any(|served| served == topic))
+    // Whether anybody who can serves this topic; None: nobody is there.
+    fn serves(&self, topic: &Topic, inbox: &Topic) -> Option<Target> {
+        let mut denied = None;
+        for known in self.agents.values().flatten() {
+            if !known.serves(topic.as_str()) {
+                continue;
+            }
+            let announcement = &known.announcement;
+            let mut needed = announcement.denied.iter();
+            let lacks = needed.find(|it| *it == topic.as_str() || *it == inbox.as_str());
+            let Some(lacks) = lacks else {
+                return Some(Target::There);
+            };
+            let verb = if *lacks == topic.as_str() {
+                "read"
+            } else {
+                "write"
+            };
+            let id = &announcement.id;
+            denied = Some(Target::Denied(format!(
+                "the broker does not let agent {id} {verb} {lacks}"
+            )));
+        }
+        denied
+    }
+
+    fn remember(&mut self, id: &str, announcement: Announcement, now: Instant) {
+        for topic in &announcement.topics {
+            self.left.remove(topic);
+        }
+        let known = Known {
+            announcement,
+            heard: now,
+        };
+        if let Some(ends) = known.ends() {
+            self.next_end = Some(self.next_end.map_or(ends, |next| next.min(ends)));
+        }
+        let instance = &known.announcement.instance;
+        let same = |it: &&mut Known| it.announcement.instance == *instance;
+        let twins = self.agents.entry(id.to_owned()).or_default();
+        if let Some(before) = twins.iter_mut().find(same) {
+            *before = known;
+            return;
+        }
+        if self.count >= MAX_AGENTS || twins.len() >= MAX_TWINS {
+            log::warn!(
+                "more than {MAX_AGENTS} agents, or {MAX_TWINS} with one id: {id} is not taken note of"
+            );
+            if twins.is_empty() {
+                self.agents.remove(id);
+            }
+            return;
+        }
+        match twins.len() {
+            0 => log::info!("agent {id} is there"),
+            others => log::error!(
+                "{others} other agents have the id {id} too; they share its requests; give each its own"
+            ),
+        }
+        twins.push(known);
+        self.count += 1;
+    }
+
+    fn forget(&mut self, id: &str, instance: &str) {
+        if let Some(twins) = self.agents.get_mut(id) {
+            let before = twins.len();
+            twins.retain(|known| known.announcement.instance != instance);
+            self.count -= before - twins.len();
+            if twins.is_empty() {
+                self.agents.remove(id);
+            }
+        }
+    }
+
+    fn left(&mut self, id: &str, now: Instant) {
+        if let Some(gone) = self.agents.remove(id) {
+            log::info!("agent {id} has left");
+            self.count -= gone.len();
+            self.note_left(gone, now);
+        }
+    }
+
+    fn note_left(&mut self, gone: Vec<Known>, now: Instant) {
+        self.left_since = Some(now);
+        for topic in gone.into_iter().flat_map(|known| known.announcement.topics) {
+            if self.left.len() < MAX_AGENTS && topic.len() <= MAX_LEFT {
+                self.left.insert(topic, now);
+            }
+        }
+    }
+
+    // Those who have not said for too long that they are there.
+    fn end_the_silent(&mut self, now: Instant) {
+        if self.next_end.is_none_or(|next| now < next) {
+            return;
+        }
+        let mut silent = Vec::new();
+        self.agents.retain(|id, twins| {
+            let is_silent = |known: &mut Known| known.ends().is_some_and(|ends| ends <= now);
+            for known in twins.extract_if(.., is_silent) {
+                log::warn!(
+                    "agent {id} has not said for too long that it is there: it counts as gone"
+                );
+                silent.push(known);
+            }
+            !twins.is_empty()
+        });
+        self.count -= silent.len();
+        self.note_left(silent, now);
+        let ends = self.agents.values().flatten().filter_map(Known::ends);
+        self.next_end = ends.min();
     }
 }
 
@@ -220,9 +316,15 @@ mod tests {
             version: "1".into(),
             topics: topics.iter().map(|name| (*name).to_owned()).collect(),
             instance: "1".into(),
+            refresh_s: None,
+            denied: Vec::new(),
             leaving: false,
         })
         .unwrap()
+    }
+
+    fn inbox() -> Topic {
+        topic("recado/gateways/g/response")
     }
 
     fn topic(text: &str) -> Topic {
@@ -234,20 +336,41 @@ mod tests {
         let presence = Presence::default();
         let now = Instant::now();
         let requests = topic("recado/agents/demo/request");
-        assert_eq!(presence.http_target(&requests), Target::NotKnownYet);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::NotKnownYet
+        );
         presence.complete();
-        assert_eq!(presence.http_target(&requests), Target::Absent);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::Absent
+        );
         let at = "recado/agents/demo/presence";
         assert!(presence.update(at, &announcement("demo", &[requests.as_str()]), now));
-        assert_eq!(presence.http_target(&requests), Target::There);
-        assert_eq!(presence.http_target(&topic("x/y")), Target::Absent);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::There
+        );
+        assert_eq!(
+            presence.http_target(&topic("x/y"), &inbox(), now),
+            Target::Absent
+        );
         assert!(presence.update(at, b"", now));
-        assert_eq!(presence.http_target(&requests), Target::Absent);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::Absent
+        );
         presence.forget();
-        assert_eq!(presence.http_target(&requests), Target::NotKnownYet);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::NotKnownYet
+        );
         presence.connected(false);
         presence.complete();
-        assert_eq!(presence.http_target(&requests), Target::There);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::There
+        );
     }
 
     #[test]
@@ -259,7 +382,7 @@ mod tests {
         }
         assert!(!presence.update("recado/agents/a b/presence", &announcement("a b", &[]), now));
         assert!(!presence.update("somewhere/else", b"", now));
-        assert!(presence.agents().is_empty());
+        assert!(presence.agents(now).is_empty());
     }
 
     #[test]
@@ -269,21 +392,121 @@ mod tests {
         let now = Instant::now();
         let at = "recado/agents/demo/presence";
         let ping = topic("api/ping/request");
-        assert_eq!(presence.json_target(&ping, now), Target::There);
+        assert_eq!(presence.json_target(&ping, &inbox(), now), Target::There);
         presence.update(at, &announcement("demo", &[ping.as_str()]), now);
         presence.update(at, b"", now);
-        assert_eq!(presence.json_target(&ping, now), Target::Absent);
-        assert_eq!(presence.json_target(&topic("other"), now), Target::There);
+        assert_eq!(presence.json_target(&ping, &inbox(), now), Target::Absent);
+        assert_eq!(
+            presence.json_target(&topic("other"), &inbox(), now),
+            Target::There
+        );
         let later = now + BENEFIT_OF_DOUBT;
-        assert_eq!(presence.json_target(&ping, later), Target::There);
-        assert_eq!(presence.json_target(&ping, later), Target::Absent);
+        assert_eq!(presence.json_target(&ping, &inbox(), later), Target::There);
+        assert_eq!(presence.json_target(&ping, &inbox(), later), Target::Absent);
         presence.answered(&ping, now);
         assert_eq!(
-            presence.json_target(&ping, later),
+            presence.json_target(&ping, &inbox(), later),
             Target::Absent,
             "a last reply"
         );
         presence.answered(&ping, later);
-        assert_eq!(presence.json_target(&ping, later), Target::There);
+        assert_eq!(presence.json_target(&ping, &inbox(), later), Target::There);
+    }
+
+    // An announcement with further members.
+    fn saying(further: serde_json::Value) -> Vec<u8> {
+        let announcement = announcement("demo", &["recado/agents/demo/request"]);
+        let mut value: serde_json::Value = serde_json::from_slice(&announcement).unwrap();
+        let further = further.as_object().unwrap().clone();
+        value.as_object_mut().unwrap().extend(further);
+        serde_json::to_vec(&value).unwrap()
+    }
+
+    #[test]
+    fn who_is_silent_for_too_long_is_gone() {
+        let presence = Presence::default();
+        presence.complete();
+        let begun = Instant::now();
+        let requests = topic("recado/agents/demo/request");
+        let at = "recado/agents/demo/presence";
+        let target = |seconds| {
+            let now = begun + Duration::from_secs(seconds);
+            presence.http_target(&requests, &inbox(), now)
+        };
+        let announce = |seconds| {
+            let now = begun + Duration::from_secs(seconds);
+            presence.update(at, &saying(serde_json::json!({ "refresh_s": 20 })), now);
+        };
+        announce(0);
+        assert_eq!(target(49), Target::There);
+        announce(20);
+        assert_eq!(target(69), Target::There);
+        assert_eq!(target(70), Target::Absent);
+        assert!(presence.agents(begun + Duration::from_secs(70)).is_empty());
+        let now = begun + Duration::from_secs(71);
+        assert_eq!(
+            presence.json_target(&requests, &inbox(), now),
+            Target::Absent
+        );
+        announce(80);
+        assert_eq!(target(81), Target::There);
+        // Old agents say it once.
+        presence.update(at, &saying(serde_json::json!({ "instance": "old" })), begun);
+        assert_eq!(target(1_000_000), Target::There);
+    }
+
+    #[test]
+    fn two_with_one_id_are_two() {
+        let presence = Presence::default();
+        let now = Instant::now();
+        let at = "recado/agents/demo/presence";
+        for instance in ["1", "2", "1"] {
+            presence.update(
+                at,
+                &saying(serde_json::json!({ "instance": instance })),
+                now,
+            );
+        }
+        let instances = || {
+            let agents = presence.agents(now).into_iter();
+            agents.map(|it| it.instance).collect::<Vec<_>>()
+        };
+        assert_eq!(instances(), ["1", "2"]);
+        let goodbye = serde_json::json!({ "instance": "1", "leaving": true });
+        presence.update(at, &saying(goodbye), now);
+        assert_eq!(instances(), ["2"]);
+        for number in 0..100 {
+            let instance = number.to_string();
+            presence.update(
+                at,
+                &saying(serde_json::json!({ "instance": instance })),
+                now,
+            );
+        }
+        assert_eq!(instances().len(), MAX_TWINS);
+        presence.update(at, b"", now);
+        assert!(instances().is_empty());
+        assert_eq!(lock(&presence.table).count, 0);
+    }
+
+    #[test]
+    fn what_the_broker_denies_an_agent_is_said() {
+        let presence = Presence::default();
+        let now = Instant::now();
+        let requests = topic("recado/agents/demo/request");
+        let at = "recado/agents/demo/presence";
+        for (denied, verb) in [(requests.as_str(), "read"), (inbox().as_str(), "write")] {
+            presence.update(at, &saying(serde_json::json!({ "denied": [denied] })), now);
+            let expected = format!("the broker does not let agent demo {verb} {denied}");
+            let target = presence.http_target(&requests, &inbox(), now);
+            assert_eq!(target, Target::Denied(expected.clone()));
+            assert_eq!(presence.denied(&requests, &inbox()), Some(expected));
+        }
+        presence.update(at, &saying(serde_json::json!({ "denied": ["other"] })), now);
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::There
+        );
+        assert_eq!(presence.denied(&requests, &inbox()), None);
     }
 }

@@ -6,6 +6,7 @@
 //! that this gateway is subscribed to, and it must say so of one that nobody can know.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,95 +17,168 @@ use crate::message::{Correlation, Message, Properties, Qos};
 use crate::threads::lock;
 use crate::topic::Topic;
 
-/// How long the message to itself may be under way before it is sent once more.
+/// How long the messages to itself may be under way before they are sent once more.
 const AGAIN: Duration = Duration::from_secs(1);
+/// After this long, and several attempts, an inbox counts as one that can't be read.
+const UNREADABLE: Duration = Duration::from_secs(3);
 
 pub(super) struct Probe {
-    // Of the message to itself, and of the one to nobody.
+    // Of the messages to itself and of the one to nobody.
     to_self: Correlation,
     to_nobody: Correlation,
+    // The first one is that of HTTP routes.
+    inboxes: Vec<Topic>,
     answers: Mutex<Answers>,
+    // Every message to itself has come back, on this connection.
+    all_is_well: AtomicBool,
 }
 
 #[derive(Default)]
 struct Answers {
+    first_asked: Option<Instant>,
     asked: Option<Instant>,
-    warned: bool,
+    // Of each inbox.
+    inboxes: Vec<Readable>,
     finds_self: bool,
     misses_nobody: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Readable {
+    NotKnownYet,
+    // The message has come back; or it may not be sent, so nothing can be learnt from it.
+    Assumed,
+    // It has not come back, and that was said.
+    No,
+}
+
 impl Probe {
-    pub fn new(to_self: Correlation, to_nobody: Correlation) -> Probe {
+    /// `inboxes`: those of this gateway; that of HTTP routes is the first.
+    pub fn new(to_self: Correlation, to_nobody: Correlation, inboxes: Vec<Topic>) -> Probe {
         Probe {
             to_self,
             to_nobody,
+            inboxes,
             answers: Mutex::default(),
+            all_is_well: AtomicBool::new(false),
         }
     }
 
     /// Asks, on a new connection.
-    pub fn ask(&self, publisher: &Publisher, inbox: &Topic) {
+    pub fn ask(&self, publisher: &Publisher) {
+        self.all_is_well.store(false, Ordering::SeqCst);
+        let now = Instant::now();
         *lock(&self.answers) = Answers {
-            asked: Some(Instant::now()),
+            first_asked: Some(now),
+            asked: Some(now),
+            inboxes: vec![Readable::NotKnownYet; self.inboxes.len()],
             ..Answers::default()
         };
-        self.send_to_self(publisher, inbox);
-        if publisher.offer().max_qos > Qos::AtMostOnce {
+        self.send_to_self(publisher, |_| true);
+        if publisher.offer().max_qos > Qos::AtMostOnce
+            && let Some(inbox) = self.inboxes.first()
+        {
             let nobody = format!("{inbox}/{}", random_id());
             send(publisher, nobody, Qos::AtLeastOnce, &self.to_nobody);
         }
     }
 
-    /// Asks once more if the message to itself has not come back; a broker may drop it, for
+    /// Asks once more where a message to itself has not come back; a broker may drop it, for
     /// example behind more retained messages than it queues.
-    pub fn ask_again(&self, publisher: &Publisher, inbox: &Topic) {
-        {
+    pub fn ask_again(&self, publisher: &Publisher) {
+        if self.all_is_well.load(Ordering::SeqCst) {
+            return;
+        }
+        let missing: Vec<bool> = {
             let mut answers = lock(&self.answers);
-            if answers.asked.is_some_and(|asked| asked.elapsed() < AGAIN) {
+            if answers.asked.is_none_or(|asked| asked.elapsed() < AGAIN) {
                 return;
             }
             answers.asked = Some(Instant::now());
-            if !std::mem::replace(&mut answers.warned, true) {
-                log::warn!(
-                    "the broker has not returned a message to {inbox}: may this gateway read that?"
-                );
-            }
-        }
-        self.send_to_self(publisher, inbox);
+            let states = answers.inboxes.iter();
+            states.map(|state| *state != Readable::Assumed).collect()
+        };
+        self.send_to_self(publisher, |number| missing[number]);
     }
 
-    fn send_to_self(&self, publisher: &Publisher, inbox: &Topic) {
+    /// Which inbox the broker does not let this gateway read, as far as that is known.
+    pub fn unreadable(&self) -> Option<&Topic> {
+        if self.all_is_well.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut answers = lock(&self.answers);
+        let has_tried = answers.first_asked < answers.asked;
+        let is_late = |since: Instant| since.elapsed() >= UNREADABLE;
+        if !has_tried || !answers.first_asked.is_some_and(is_late) {
+            return None;
+        }
+        let missing = answers
+            .inboxes
+            .iter()
+            .position(|state| *state != Readable::Assumed)?;
+        let inbox = &self.inboxes[missing];
+        if std::mem::replace(&mut answers.inboxes[missing], Readable::No) != Readable::No {
+            log::error!(
+                "the broker returns no message to {inbox}: it does not let this gateway read that; see its access list"
+            );
+        }
+        Some(inbox)
+    }
+
+    fn send_to_self(&self, publisher: &Publisher, which: impl Fn(usize) -> bool) {
         // As the presences: a message with QoS 0 may overtake those with QoS 1.
         let qos = Qos::AtLeastOnce.min(publisher.offer().max_qos);
-        send(publisher, inbox.to_string(), qos, &self.to_self);
+        for (number, inbox) in self.inboxes.iter().enumerate() {
+            if which(number) {
+                send(publisher, inbox.to_string(), qos, &self.to_self);
+            }
+        }
     }
 
-    /// Whether this is the message to itself.
-    pub fn is_back(&self, message: &Message, inbox: &Topic) -> bool {
+    /// Whether this is a message to itself, and if so, whether to the inbox of HTTP routes.
+    pub fn is_back(&self, message: &Message) -> Option<bool> {
         let correlation = message.properties.correlation_data.as_deref();
-        correlation == Some(&self.to_self.0) && message.topic == inbox.as_str()
+        if correlation != Some(&self.to_self.0) {
+            return None;
+        }
+        let mut inboxes = self.inboxes.iter();
+        let number = inboxes.position(|inbox| inbox.as_str() == message.topic)?;
+        self.assume(number);
+        Some(number == 0)
     }
 
-    /// Takes an acknowledgement. Returns whether it was of one of the two messages.
+    fn assume(&self, number: usize) {
+        let mut answers = lock(&self.answers);
+        if let Some(state) = answers.inboxes.get_mut(number) {
+            *state = Readable::Assumed;
+        }
+        let all = answers.inboxes.iter().all(|it| *it == Readable::Assumed);
+        self.all_is_well.store(all, Ordering::SeqCst);
+    }
+
+    /// Takes an acknowledgement. Returns whether it was of one of these messages.
     pub fn acknowledged(&self, acknowledgement: &Acknowledgement) -> bool {
         let correlation = acknowledgement.correlation_data.as_deref();
-        let mut answers = lock(&self.answers);
-        if correlation == Some(&self.to_self.0) {
-            answers.finds_self = acknowledgement.delivery == Delivery::Taken;
-            if let Delivery::Refused(reason) = &acknowledgement.delivery {
-                log::error!(
-                    "the broker refuses messages to this gateway's own inbox {}: {reason}; it can't learn which agents are there before it may publish there",
-                    acknowledgement.topic
-                );
-            }
-            return true;
-        }
+        let (topic, delivery) = (&acknowledgement.topic, &acknowledgement.delivery);
         if correlation == Some(&self.to_nobody.0) {
-            answers.misses_nobody = acknowledgement.delivery == Delivery::NobodySubscribed;
+            lock(&self.answers).misses_nobody = *delivery == Delivery::NobodySubscribed;
             return true;
         }
-        false
+        if correlation != Some(&self.to_self.0) {
+            return false;
+        }
+        let number = self.inboxes.iter().position(|it| it.as_str() == topic);
+        if number == Some(0) {
+            lock(&self.answers).finds_self = *delivery == Delivery::Taken;
+        }
+        match (delivery, number) {
+            (Delivery::Refused(reason), Some(0)) => log::error!(
+                "the broker refuses messages to this gateway's own inbox {topic}: {reason}; it can't learn which agents are there before it may publish there"
+            ),
+            (Delivery::Refused(_), Some(number)) => self.assume(number),
+            _ => {}
+        }
+        true
     }
 
     /// Whether the broker tells truthfully that nobody is subscribed.
@@ -135,7 +209,7 @@ mod tests {
 
     fn said(correlation: u8, delivery: Delivery) -> Acknowledgement {
         Acknowledgement {
-            topic: "t".into(),
+            topic: "inbox".into(),
             correlation_data: Some(Bytes::copy_from_slice(&[correlation; 16])),
             delivery,
         }
@@ -152,7 +226,8 @@ mod tests {
             (Taken, refused(), false),
             (refused(), NobodySubscribed, false),
         ] {
-            let probe = Probe::new(Correlation([1; 16]), Correlation([2; 16]));
+            let inboxes = vec![Topic::new("inbox").unwrap()];
+            let probe = Probe::new(Correlation([1; 16]), Correlation([2; 16]), inboxes);
             assert!(!probe.acknowledged(&said(3, Taken)));
             assert!(probe.acknowledged(&said(1, of_self)));
             assert!(!probe.tells_absence());

@@ -1,12 +1,12 @@
 //! Which path is whose. Pure.
 
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, header};
 
-use crate::config::{Mode, Route};
+use crate::config::{Mode, OWN_PATHS, Route};
 use crate::error::{Error, Result};
 use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::message::Hop;
+use crate::message::{Hop, JSON};
 use crate::topic::Topic;
 
 /// What a path leads to.
@@ -18,8 +18,10 @@ pub(super) enum Endpoint {
     Ready,
     /// `/agents`: who is there.
     Agents,
-    /// `/agents/{id}`: one of them.
+    /// `/agents/{id}`: one of them, for who asks for JSON; else as [`Endpoint::Slash`].
     Agent,
+    /// A path that is only there with a slash at its end, where it leads to the route with this index.
+    Slash(usize),
     /// The route with this index.
     Route(usize),
 }
@@ -53,21 +55,24 @@ impl Router {
             paths: matchit::Router::new(),
             routes: routes.to_vec(),
         };
-        for (path, endpoint) in [
-            ("/healthz", Endpoint::Health),
-            ("/readyz", Endpoint::Ready),
-            ("/agents", Endpoint::Agents),
-            ("/agents/{id}", Endpoint::Agent),
-        ] {
+        let own = [
+            Endpoint::Health,
+            Endpoint::Ready,
+            Endpoint::Agents,
+            Endpoint::Agent,
+        ];
+        for (path, endpoint) in OWN_PATHS.into_iter().zip(own) {
             router.insert(path, endpoint)?;
         }
         for (number, route) in routes.iter().enumerate() {
-            router.insert(&route.path, Endpoint::Route(number))?;
-            // `{*path}` alone would leave out the empty path: /agents/demo/.
-            if let Some((before, _)) = route.path.split_once("{*")
-                && before.ends_with('/')
-            {
-                router.insert(before, Endpoint::Route(number))?;
+            for pattern in route.patterns() {
+                router.insert(pattern, Endpoint::Route(number))?;
+            }
+        }
+        // Last, and only where nothing else has that path.
+        for (number, route) in routes.iter().enumerate() {
+            if let Some(path) = route.without_slash() {
+                let _ = router.insert(path, Endpoint::Slash(number));
             }
         }
         Ok(router)
@@ -88,9 +93,15 @@ impl Router {
             let detail = format!("there is no route for {path}");
             return Err(Problem::new(StatusCode::NOT_FOUND, Hop::Gateway, detail));
         };
+        let endpoint = match *matched.value {
+            Endpoint::Agent if !wants_json(request) => {
+                self.below(path).map_or(Endpoint::Agent, Endpoint::Slash)
+            }
+            other => other,
+        };
         let own = [Method::GET, Method::HEAD];
-        let methods: &[Method] = match *matched.value {
-            Endpoint::Route(number) => &self.routes[number].methods,
+        let methods: &[Method] = match endpoint {
+            Endpoint::Route(number) | Endpoint::Slash(number) => &self.routes[number].methods,
             _ => &own,
         };
         if !methods.is_empty() && !methods.contains(request.method()) {
@@ -102,9 +113,17 @@ impl Router {
             });
         }
         Ok(Found {
-            endpoint: *matched.value,
+            endpoint,
             parameters: matched.params,
         })
+    }
+
+    // The route that this path with a slash at its end leads to.
+    fn below(&self, path: &str) -> Option<usize> {
+        match self.paths.at(&format!("{path}/")).ok()?.value {
+            Endpoint::Route(number) => Some(*number),
+            _ => None,
+        }
     }
 
     /// The topic of a request to a route.
@@ -158,6 +177,28 @@ impl Router {
                 Mode::Http => None,
             })
     }
+}
+
+/// Where a path is that has a slash at its end, for the field Location: relative, so that it holds
+/// behind a proxy that has changed the path, and beginning with `./`, so that no part of it can be
+/// taken for a scheme.
+pub(super) fn with_slash(request: &Request) -> String {
+    let (path, query) = (request.uri().path(), request.uri().query());
+    let last = path.rsplit('/').next().unwrap_or_default();
+    match query {
+        None => format!("./{last}/"),
+        Some(query) => format!("./{last}/?{query}"),
+    }
+}
+
+// Whether JSON is asked for by name; `*/*` is what everybody sends.
+fn wants_json(request: &Request) -> bool {
+    let mut fields = request.headers().get_all(header::ACCEPT).iter();
+    fields.any(|field| {
+        let ranges = field.to_str().unwrap_or_default().split(',');
+        let mut kinds = ranges.map(|range| range.split(';').next().unwrap_or_default().trim());
+        kinds.any(|kind| kind.eq_ignore_ascii_case(JSON))
+    })
 }
 
 #[cfg(test)]
@@ -219,7 +260,8 @@ mod tests {
         };
         assert_eq!(find(Method::GET, "/healthz"), Ok(Endpoint::Health));
         assert_eq!(find(Method::GET, "/agents"), Ok(Endpoint::Agents));
-        assert_eq!(find(Method::GET, "/agents/demo"), Ok(Endpoint::Agent));
+        assert_eq!(find(Method::GET, "/agents/demo"), Ok(Endpoint::Slash(1)));
+        assert_eq!(find(Method::PUT, "/services/web"), Ok(Endpoint::Slash(2)));
         assert_eq!(find(Method::POST, "/agents"), Err(405));
         assert_eq!(find(Method::POST, "/ping"), Err(405));
         assert_eq!(find(Method::GET, "/nowhere"), Err(404));
@@ -227,6 +269,30 @@ mod tests {
         let request = request(Method::GET, "/agents/a%20b/x");
         let found = router.find(&request).unwrap();
         assert_eq!(router.topic(1, &found).unwrap_err().status, 404);
+    }
+
+    #[test]
+    fn an_agent_is_json_for_who_asks_for_it() {
+        let router = router();
+        let endpoint = |accept: &str, target| {
+            let mut request = request(Method::GET, target);
+            let accept = accept.parse().unwrap();
+            request.headers_mut().insert(header::ACCEPT, accept);
+            (
+                router.find(&request).unwrap().endpoint,
+                with_slash(&request),
+            )
+        };
+        let slash = |location: &str| (Endpoint::Slash(1), location.to_owned());
+        assert_eq!(endpoint("*/*", "/agents/py"), slash("./py/"));
+        assert_eq!(endpoint("text/html", "/agents/py?a=b"), slash("./py/?a=b"));
+        for json in ["application/json", "text/html, Application/JSON;q=0.5"] {
+            assert_eq!(endpoint(json, "/agents/py").0, Endpoint::Agent);
+        }
+        let alone = Router::new(&[Route::ping()]).unwrap();
+        let request = request(Method::GET, "/agents/py");
+        let found = alone.find(&request).unwrap().endpoint;
+        assert_eq!(found, Endpoint::Agent, "nothing is below it");
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The chunked transfer coding, decoded strictly (RFC 9112, section 7.1). Pure.
 
-use http::StatusCode;
-
 use super::head::BadRequest;
 
 /// The most bytes of chunk extensions and trailer fields together.
@@ -150,10 +148,7 @@ impl Decoder {
             .checked_mul(16)
             .and_then(|value| value.checked_add(digit.into()))
             .filter(|value| *value <= self.limit.saturating_sub(so_far))
-            .ok_or(BadRequest::with(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body is over the limit",
-            ))?;
+            .ok_or_else(|| BadRequest::body_over(self.limit))?;
         Ok(State::Size {
             value,
             digits: digits + 1,

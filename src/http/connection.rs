@@ -14,7 +14,7 @@ use super::chunked::{Decoder, is_token};
 use super::framing::Framing;
 use super::head::{self, BadRequest, Head, Scanner};
 use super::problem::{Problem, RETRY_AFTER};
-use super::{Client, Handler, RequestId, Response, X_REQUEST_ID, has_body, is_timeout};
+use super::{Client, Handler, RequestId, Response, Unanswered, X_REQUEST_ID, has_body, is_timeout};
 use crate::budget::{Budget, Share};
 use crate::config::HttpLimits;
 use crate::message::Hop;
@@ -61,8 +61,10 @@ impl From<BadRequest> for Stop {
     }
 }
 
-const TOO_SLOW: BadRequest =
-    BadRequest::with(StatusCode::REQUEST_TIMEOUT, "the request came too slowly");
+const TOO_SLOW: BadRequest = BadRequest::with(
+    StatusCode::REQUEST_TIMEOUT,
+    "the request came too slowly (head_timeout_ms and body_timeout_ms of the gateway)",
+);
 
 pub(super) struct Connection<'a> {
     slot: &'a Slot,
@@ -114,6 +116,9 @@ impl<'a> Connection<'a> {
             let method = request.method().clone();
             let version = request.version();
             let response = self.answer(request);
+            if response.extensions().get::<Unanswered>().is_some() {
+                return Ending::Close;
+            }
             let response = self.affordable(response);
             let keep_alive = head.keep_alive && !self.stopping.load(Ordering::SeqCst);
             if self.write(&response, &method, version, keep_alive).is_err() {
@@ -133,7 +138,10 @@ impl<'a> Connection<'a> {
         }
         let given = response.headers().get(X_REQUEST_ID);
         let id = RequestId::given(given).unwrap_or_else(RequestId::random);
-        let detail = "there is no memory for this answer while so many others are being sent";
+        let detail = format!(
+            "there is no memory for this answer while so many others are being sent (max_buffered_bytes = {} of the gateway)",
+            self.limits.buffered_bytes()
+        );
         log::warn!("request {id}: 503 at the gateway: {detail}");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail)
             .retry_after(RETRY_AFTER)
@@ -162,7 +170,7 @@ impl<'a> Connection<'a> {
 
     fn refuse(&mut self, bad: BadRequest) -> Ending {
         log::debug!("{}: {} {}", self.slot.peer, bad.status, bad.reason);
-        let mut problem = Problem::new(bad.status, Hop::Gateway, bad.reason);
+        let mut problem = Problem::new(bad.status, Hop::Gateway, bad.reason.into_owned());
         if bad.status == StatusCode::SERVICE_UNAVAILABLE {
             problem = problem.retry_after(RETRY_AFTER);
         }
@@ -246,14 +254,14 @@ impl<'a> Connection<'a> {
         if size > limit {
             // RFC 9112, section 3.
             if !self.buffer[..limit].contains(&b'\r') {
-                return Err(BadRequest::with(
-                    StatusCode::URI_TOO_LONG,
-                    "the request line is over the limit",
-                ));
+                let (status, what) = (StatusCode::URI_TOO_LONG, "the request line is too long");
+                return Err(BadRequest::over(status, what, "max_head_bytes", limit));
             }
-            return Err(BadRequest::with(
+            return Err(BadRequest::over(
                 StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                "the request line and the headers are over the limit",
+                "the request line and the headers are too long",
+                "max_head_bytes",
+                limit,
             ));
         }
         Ok(())
@@ -263,10 +271,7 @@ impl<'a> Connection<'a> {
         let length = usize::try_from(length)
             .ok()
             .filter(|length| *length <= self.limits.max_body_bytes)
-            .ok_or(BadRequest::with(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body is over the limit",
-            ))?;
+            .ok_or_else(|| BadRequest::body_over(self.limits.max_body_bytes))?;
         let rest = self.buffer.split_off(length.min(self.buffer.len()));
         let mut body = std::mem::replace(&mut self.buffer, rest);
         if body.len() < length {
@@ -305,9 +310,11 @@ impl<'a> Connection<'a> {
     fn afford(&mut self, bytes: usize) -> Result<(), BadRequest> {
         match self.share.grow(bytes) {
             true => Ok(()),
-            false => Err(BadRequest::with(
+            false => Err(BadRequest::over(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "there is no memory for this body while so many others are being received",
+                "max_buffered_bytes",
+                self.limits.buffered_bytes(),
             )),
         }
     }

@@ -63,8 +63,7 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
     let (trigger, stop) = threads::stop_signal();
     let (linger, linger_thread) = Linger::start(stop.clone())?;
     let shared = Arc::new(Shared {
-        // One body of the largest size must always fit, both ways.
-        budget: Budget::new(limits.max_buffered_bytes.max(2 * limits.max_body_bytes)),
+        budget: Budget::new(limits.buffered_bytes()),
         limits,
         handler: Box::new(handler),
         stopping: AtomicBool::new(false),
@@ -244,7 +243,10 @@ impl Acceptor {
         let problem = Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             Hop::Gateway,
-            "all connections of this server are in use",
+            format!(
+                "all connections of this server are in use (max_connections = {} of the gateway)",
+                self.shared.limits.max_connections
+            ),
         )
         .retry_after(Duration::from_secs(1));
         let response = problem.response(&RequestId::random());

@@ -4,6 +4,8 @@
 //! guesses differently from the proxy in front of it can be made to see requests that nobody
 //! sent. httparse splits the lines; what it is lenient about is refused here, before or after.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
@@ -15,26 +17,40 @@ use super::framing::{Framing, framing};
 pub const MAX_HEADERS: usize = 100;
 
 /// Why a request is refused. The connection is closed after the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadRequest {
     /// The status to answer with.
     pub status: StatusCode,
     /// What is wrong.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
 }
 
 impl BadRequest {
     /// A 400 with this reason.
     pub const fn new(reason: &'static str) -> BadRequest {
-        BadRequest {
-            status: StatusCode::BAD_REQUEST,
-            reason,
-        }
+        BadRequest::with(StatusCode::BAD_REQUEST, reason)
     }
 
     /// Another status with this reason.
     pub const fn with(status: StatusCode, reason: &'static str) -> BadRequest {
-        BadRequest { status, reason }
+        BadRequest {
+            status,
+            reason: Cow::Borrowed(reason),
+        }
+    }
+
+    /// A 413 for a body of more than so many bytes.
+    pub fn body_over(limit: usize) -> BadRequest {
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        BadRequest::over(status, "the body is too large", "max_body_bytes", limit)
+    }
+
+    /// What is refused by a setting of this gateway, which is named.
+    pub fn over(status: StatusCode, what: &str, setting: &str, value: usize) -> BadRequest {
+        BadRequest {
+            status,
+            reason: format!("{what} ({setting} = {value} of the gateway)").into(),
+        }
     }
 }
 
@@ -185,7 +201,7 @@ fn single_host(headers: &HeaderMap, version: Version) -> Result<(), BadRequest> 
         (Some(host), None) => host,
     };
     let bad = BadRequest::new("Host is malformed");
-    let host = host.to_str().map_err(|_| bad)?;
+    let host = host.to_str().map_err(|_| bad.clone())?;
     // An empty Host is allowed where the target has no authority either.
     match host.is_empty() || is_authority(host) {
         true => Ok(()),
@@ -236,7 +252,7 @@ fn is_name(mut name: &[u8]) -> bool {
 
 // RFC 9112, section 3.2: the four forms of a target.
 fn target(text: &str, method: &Method) -> Result<Uri, BadRequest> {
-    let bad = BAD_TARGET;
+    let bad = || BAD_TARGET;
     if *method == Method::CONNECT {
         return Err(BadRequest::with(
             StatusCode::NOT_IMPLEMENTED,
@@ -245,21 +261,21 @@ fn target(text: &str, method: &Method) -> Result<Uri, BadRequest> {
     }
     if text == "*" {
         return match *method {
-            Method::OPTIONS => text.parse().map_err(|_| bad),
-            _ => Err(bad),
+            Method::OPTIONS => text.parse().map_err(|_| bad()),
+            _ => Err(bad()),
         };
     }
     // `Uri` would silently cut a fragment off.
     if !text.is_ascii() || text.contains('#') {
-        return Err(bad);
+        return Err(bad());
     }
-    let uri: Uri = text.parse().map_err(|_| bad)?;
+    let uri: Uri = text.parse().map_err(|_| bad())?;
     if text.starts_with('/') {
         return Ok(uri);
     }
     match (uri.scheme_str(), uri.authority()) {
         (Some("http" | "https"), Some(authority)) if is_authority(authority.as_str()) => Ok(uri),
-        _ => Err(bad),
+        _ => Err(bad()),
     }
 }
 

@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use socket2::SockRef;
 
 use super::guarded::{connect, wake};
+use super::head::BadRequest;
 use super::problem::Problem;
 use super::{Client, Front, Handler, Request, RequestId, Response, has_body};
 use crate::config::HttpLimits;
@@ -307,9 +308,8 @@ fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes
             };
             handler.handle(converted, &client)
         }
-        Err((status, reason)) => {
-            Problem::new(status, Hop::Gateway, reason).response(&RequestId::random())
-        }
+        Err(bad) => Problem::new(bad.status, Hop::Gateway, bad.reason.into_owned())
+            .response(&RequestId::random()),
     };
     send(request, &response);
 }
@@ -317,8 +317,8 @@ fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes
 fn convert(
     request: &mut tiny_http::Request,
     max_body_bytes: usize,
-) -> std::result::Result<Request, (StatusCode, &'static str)> {
-    let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+) -> std::result::Result<Request, BadRequest> {
+    let bad = BadRequest::new;
     let mut converted = Request::new(Bytes::new());
     *converted.method_mut() = Method::from_bytes(request.method().as_str().as_bytes())
         .map_err(|_| bad("the method is not a token"))?;
@@ -337,7 +337,7 @@ fn convert(
             .map_err(|_| bad("a header value is malformed"))?;
         converted.headers_mut().append(name, value);
     }
-    let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "the body is over the limit");
+    let too_large = BadRequest::body_over(max_body_bytes);
     if request
         .body_length()
         .is_some_and(|length| length > max_body_bytes)

@@ -1,6 +1,7 @@
 //! The `mqtt` thread: one loop over the connection.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,8 +17,11 @@ use rumqttc::v5::{
     Connection, ConnectionError, Event, MqttState, RecvTimeoutError, Request, StateError,
 };
 
-use super::outgoing::Outgoing;
-use super::wire::{INFLIGHT, describe, from_publish, from_qos, to_qos};
+use super::address::{Choice, choose};
+use super::greeting::explain;
+use super::wire::{
+    CONNECT_TIMEOUT, INFLIGHT, describe, from_publish, from_qos, mqtt_options, to_qos,
+};
 use super::{
     Acknowledgement, BrokerLimits, Delivery, Gate, LinkEvent, LinkOptions, Publisher, Subscription,
 };
@@ -35,6 +39,12 @@ const LAST_DELAY_NETWORK: Duration = Duration::from_millis(800);
 /// A connection that lived this long was a success, after which the delays begin anew. Shorter
 /// ones, as of two clients with one client id that throw each other out, must not spin.
 const SETTLED: Duration = Duration::from_secs(1);
+/// How long the broker may take to acknowledge all subscriptions.
+const SUBACK: Duration = Duration::from_secs(10);
+/// After how long without any event it is looked whether the connection is stuck, and since when a
+/// message must have waited to be written then.
+const SILENCE: Duration = Duration::from_secs(15);
+const STUCK: Duration = Duration::from_secs(10);
 /// How many filters one SUBSCRIBE holds: some brokers take eight at the most.
 const FILTERS: usize = 8;
 /// How long the broker may take to close the connection after DISCONNECT.
@@ -47,8 +57,10 @@ pub(super) struct Driver {
     connection: Connection,
     publisher: Publisher,
     stop: StopSignal,
-    subscriptions: Vec<Subscription>,
+    options: LinkOptions,
     broker: String,
+    // The broker's address that answered last, where its name has several.
+    last_address: Option<SocketAddr>,
     on_event: OnEvent,
     on_unsubscribed: Sender<()>,
     limits: BrokerLimits,
@@ -58,6 +70,8 @@ pub(super) struct Driver {
     asked: HashMap<u16, Vec<String>>,
     // Since when there is a connection.
     connected: Option<Instant>,
+    // Whether every subscription of it is acknowledged.
+    is_open: bool,
     // Whether DISCONNECT was written.
     goodbye: bool,
     // The last failure that was logged as a warning, so that a broker that stays away is not
@@ -78,12 +92,13 @@ impl Driver {
             connection,
             publisher,
             stop,
-            subscriptions: options.subscriptions,
             broker: options.broker.to_string(),
+            last_address: None,
             on_event,
             on_unsubscribed,
             limits: BrokerLimits {
                 max_packet_bytes: options.max_packet_bytes,
+                is_brokers: false,
                 max_qos: Qos::ExactlyOnce,
                 retain: true,
                 inflight: INFLIGHT.into(),
@@ -91,8 +106,10 @@ impl Driver {
             asking: VecDeque::new(),
             asked: HashMap::new(),
             connected: None,
+            is_open: false,
             goodbye: false,
             last_failure: None,
+            options,
         }
     }
 
@@ -120,8 +137,14 @@ impl Driver {
                         return;
                     }
                 }
+                Err(RecvTimeoutError::Timeout) if !self.is_open => {
+                    self.reconnect("the broker does not acknowledge the subscriptions".into());
+                }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.reconnect("the connection is stuck: the broker takes nothing".into());
+                    let stalled = lock(&self.publisher.shared.outgoing).stalled(Instant::now());
+                    if stalled.is_some_and(|age| age >= STUCK) {
+                        self.reconnect("the connection is stuck: the broker takes nothing".into());
+                    }
                 }
                 // All clients are gone; this driver holds one, so it can't be.
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -129,22 +152,51 @@ impl Driver {
         }
     }
 
-    // There is an event at each ping at least, unless rumqttc is stuck in a write: then it neither
-    // pings nor notices that nobody answers. Before there is a connection `recv_timeout` would
-    // cancel the attempt.
+    // rumqttc neither pings nor notices that nobody answers while it is stuck in a write; then there
+    // is something that waits to be written, and no event. Giving up the wait for an event loses
+    // nothing where nothing is being written. Before there is a connection it would cancel the
+    // attempt.
     fn next_event(&mut self) -> Result<Result<Event, ConnectionError>, RecvTimeoutError> {
-        if self.connected.is_none() {
+        let Some(connected) = self.connected else {
+            if let Err(error) = self.choose_address() {
+                return Ok(Err(ConnectionError::Io(error)));
+            }
             let event = self.connection.recv();
             return event.map_err(|_| RecvTimeoutError::Disconnected);
-        }
+        };
         // rumqttc takes several packets off the connection at a time. Those that are here already
         // need no runtime.
         if let Some(event) = self.connection.eventloop.state.events.pop_front() {
             return Ok(Ok(event));
         }
-        let keep_alive = self.connection.eventloop.options.keep_alive();
-        self.connection
-            .recv_timeout(2 * keep_alive + Duration::from_secs(1))
+        let patience = match self.is_open {
+            true => SILENCE,
+            false => SUBACK.saturating_sub(connected.elapsed()),
+        };
+        match patience.is_zero() {
+            true => Err(RecvTimeoutError::Timeout),
+            false => self.connection.recv_timeout(patience),
+        }
+    }
+
+    // Lets rumqttc connect to what answers.
+    fn choose_address(&mut self) -> std::io::Result<()> {
+        let broker = &self.options.broker;
+        let (host, port) = (broker.host(), broker.port());
+        let choice = choose(host, port, &mut self.last_address, CONNECT_TIMEOUT)?;
+        let address = match choice {
+            Choice::Name => None,
+            Choice::Address(address) => {
+                log::debug!("{host} has several addresses, {} answers", address.ip());
+                Some(address)
+            }
+        };
+        // The files of TLS were readable at the start; if they are not now, the old ones still do.
+        match mqtt_options(&self.options, address) {
+            Ok(options) => self.connection.eventloop.options = options,
+            Err(error) => log::warn!("{}", error.chain()),
+        }
+        Ok(())
     }
 
     fn on_packet(&mut self, event: Event) {
@@ -188,7 +240,10 @@ impl Driver {
                 self.on_acknowledged(ack.pkid, delivery);
             }
             Event::Outgoing(OutgoingPacket::Publish(packet_id)) => {
-                lock(&self.publisher.shared.outgoing).written(packet_id);
+                let shared = &self.publisher.shared;
+                let mut outgoing = lock(&shared.outgoing);
+                outgoing.written(packet_id);
+                shared.made_room(outgoing);
                 if packet_id == 0 {
                     self.tell(LinkEvent::Written);
                 }
@@ -204,8 +259,16 @@ impl Driver {
     }
 
     fn on_acknowledged(&mut self, packet_id: u16, delivery: Delivery) {
-        let sent = lock(&self.publisher.shared.outgoing).acknowledged(packet_id);
+        let shared = &self.publisher.shared;
+        let mut outgoing = lock(&shared.outgoing);
+        let is_refused = matches!(delivery, Delivery::Refused(_));
+        let sent = outgoing.acknowledged(packet_id, !is_refused);
+        shared.made_room(outgoing);
         if let Some(sent) = sent {
+            // Nobody asked for an acknowledgement of this one.
+            if sent.is_proof && !is_refused {
+                return self.tell(LinkEvent::Written);
+            }
             self.tell(LinkEvent::Acknowledged(Acknowledgement {
                 topic: sent.topic,
                 correlation_data: sent.correlation_data,
@@ -235,11 +298,10 @@ impl Driver {
         let offered = connack.properties.clone();
         let own = self.publisher.shared.max_packet_bytes;
         let property = |read: fn(&ConnAckProperties) -> Option<u8>| offered.as_ref().and_then(read);
+        let theirs = offered.as_ref().and_then(|p| p.max_packet_size);
         self.limits = BrokerLimits {
-            max_packet_bytes: offered
-                .as_ref()
-                .and_then(|p| p.max_packet_size)
-                .map_or(own, |theirs| theirs.min(own)),
+            max_packet_bytes: theirs.map_or(own, |theirs| theirs.min(own)),
+            is_brokers: theirs.is_some_and(|theirs| theirs < own),
             max_qos: match property(|p| p.max_qos) {
                 Some(0) => Qos::AtMostOnce,
                 Some(1) => Qos::AtLeastOnce,
@@ -286,7 +348,13 @@ impl Driver {
                 "the broker keeps no retained messages: gateways can't know which agents are there"
             );
         }
-        if !shares && self.subscriptions.iter().any(|one| one.group.is_some()) {
+        if !shares
+            && self
+                .options
+                .subscriptions
+                .iter()
+                .any(|one| one.group.is_some())
+        {
             log::warn!(
                 "the broker has no shared subscriptions: several agents of a service each execute each request"
             );
@@ -297,7 +365,7 @@ impl Driver {
         let shared = Arc::clone(&self.publisher.shared);
         let mut filters = Vec::new();
         if !shared.quiet.load(Ordering::SeqCst) {
-            let all = self.subscriptions.iter();
+            let all = self.options.subscriptions.iter();
             filters.extend(all.map(|subscription| self.filter(subscription, shares)));
         }
         let path = |filter: &Filter| filter.path.clone();
@@ -355,6 +423,10 @@ impl Driver {
     fn open(&mut self) {
         let shared = &self.publisher.shared;
         *shared.write_gate() = Gate::Open(self.limits);
+        self.is_open = true;
+        let mut outgoing = lock(&shared.outgoing);
+        outgoing.changes += 1;
+        shared.made_room(outgoing);
         self.tell(LinkEvent::Ready);
     }
 
@@ -374,13 +446,15 @@ impl Driver {
         was_connected: bool,
         backoff: &mut Backoff,
     ) -> Duration {
-        let was_ready = self.publisher.ready().is_ok();
+        let was_ready = self.publisher.connected().is_ok();
         let mut reason = describe(error);
         if let ConnectionError::MqttState(_) = error
             && !was_connected
-            && self.broker.starts_with("mqtt://")
+            && !self.options.broker.is_tls()
         {
-            reason.push_str("; is that an MQTT port, and one without TLS?");
+            let broker = &self.options.broker;
+            reason = explain(broker.host(), broker.port())
+                .unwrap_or_else(|| format!("{reason}; is that an MQTT port, and one without TLS?"));
         }
         // Messages that were read together with the failure.
         for event in std::mem::take(&mut self.connection.eventloop.state.events) {
@@ -422,7 +496,8 @@ impl Driver {
         let mut gate = shared.write_gate();
         *gate = Gate::Closed(reason.to_owned());
         // Nobody publishes while this thread holds the gate, so after this nothing stale is left.
-        *lock(&shared.outgoing) = Outgoing::default();
+        lock(&shared.outgoing).clear();
+        self.is_open = false;
         let eventloop = &mut self.connection.eventloop;
         eventloop.clean();
         eventloop.pending.clear();
@@ -434,16 +509,13 @@ impl Driver {
     // A broker says in its CONNACK what it does not support, and refuses a CONNECT whose will
     // asks for it (MQTT 5, section 3.2.2.3).
     fn adapt_will(&mut self, code: ConnectReturnCode) {
-        let options = &mut self.connection.eventloop.options;
-        let Some(mut will) = options.last_will() else {
-            return;
-        };
-        match code {
-            ConnectReturnCode::RetainNotSupported => will.retain = false,
-            ConnectReturnCode::QoSNotSupported => will.qos = QoS::AtMostOnce,
-            _ => return,
+        if let Some(will) = &mut self.options.will {
+            match code {
+                ConnectReturnCode::RetainNotSupported => will.retain = false,
+                ConnectReturnCode::QoSNotSupported => will.qos = Qos::AtMostOnce,
+                _ => {}
+            }
         }
-        options.set_last_will(will);
     }
 
     // A broker that resumes a session may begin with the second half of a QoS 2 delivery whose

@@ -1,5 +1,8 @@
 //! TLS to the broker: whom to trust, and who we are. The server's name is always checked.
 
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+
 use rumqttc::Transport;
 
 use crate::config::TlsFiles;
@@ -23,13 +26,22 @@ pub(super) fn describe(reason: &str) -> String {
     format!("no TLS connection to the broker: {reason}{advice}")
 }
 
+/// The TLS transport. `name`: whose certificate is wanted, where the connection goes to an address.
 #[cfg(feature = "tls")]
-pub(super) fn transport(files: &TlsFiles) -> Result<Transport> {
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
+pub(super) fn transport(files: &TlsFiles, name: Option<&str>) -> Result<Transport> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Tls(error.to_string()))?
-        .with_root_certificates(pem::roots(files)?);
+        .map_err(|error| Error::Tls(error.to_string()))?;
+    let roots = pem::roots(files)?;
+    let builder = match name {
+        None => builder.with_root_certificates(roots),
+        Some(name) => {
+            let verifier = named::OfName::new(roots, provider, name)?;
+            let builder = builder.dangerous();
+            builder.with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
     let config = match (&files.certificate_file, &files.key_file) {
         (Some(certificate_file), Some(key_file)) => {
             let chain = pem::certificates(certificate_file)?;
@@ -42,14 +54,90 @@ pub(super) fn transport(files: &TlsFiles) -> Result<Transport> {
         _ => builder.with_no_client_auth(),
     };
     Ok(Transport::tls_with_config(
-        rumqttc::TlsConfiguration::Rustls(std::sync::Arc::new(config)),
+        rumqttc::TlsConfiguration::Rustls(Arc::new(config)),
     ))
 }
 
 #[cfg(not(feature = "tls"))]
-pub(super) fn transport(_: &TlsFiles) -> Result<Transport> {
+pub(super) fn transport(_: &TlsFiles, _: Option<&str>) -> Result<Transport> {
     let message = "this program was built without the feature tls";
     Err(Error::Tls(message.into()))
+}
+
+/// rumqttc asks for a certificate of what it connects to. Where that is an address, because another
+/// one of the broker's name is dead, the certificate must be the name's all the same.
+#[cfg(feature = "tls")]
+mod named {
+    use std::sync::Arc;
+
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::CryptoProvider;
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+    use crate::error::{Error, Result};
+
+    type Verified<T> = std::result::Result<T, rustls::Error>;
+
+    #[derive(Debug)]
+    pub struct OfName {
+        usual: Arc<WebPkiServerVerifier>,
+        name: ServerName<'static>,
+    }
+
+    impl OfName {
+        pub fn new(
+            roots: RootCertStore,
+            provider: Arc<CryptoProvider>,
+            name: &str,
+        ) -> Result<OfName> {
+            let unusable = |error: &dyn std::fmt::Display| Error::Tls(format!("{name}: {error}"));
+            let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+            Ok(OfName {
+                usual: builder.build().map_err(|error| unusable(&error))?,
+                name: ServerName::try_from(name.to_owned()).map_err(|error| unusable(&error))?,
+            })
+        }
+    }
+
+    impl ServerCertVerifier for OfName {
+        fn verify_server_cert(
+            &self,
+            certificate: &CertificateDer<'_>,
+            chain: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            ocsp: &[u8],
+            now: UnixTime,
+        ) -> Verified<ServerCertVerified> {
+            self.usual
+                .verify_server_cert(certificate, chain, &self.name, ocsp, now)
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Verified<HandshakeSignatureValid> {
+            self.usual
+                .verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Verified<HandshakeSignatureValid> {
+            self.usual
+                .verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.usual.supported_verify_schemes()
+        }
+    }
 }
 
 #[cfg(feature = "tls")]

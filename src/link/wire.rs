@@ -1,5 +1,6 @@
 //! Between this crate's types and rumqttc's.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rumqttc::v5::mqttbytes::QoS;
@@ -18,9 +19,18 @@ pub(super) const INFLIGHT: u16 = 100;
 /// The longest string that fits an MQTT packet, in bytes.
 const MAX_STRING: usize = 65_535;
 
-pub(super) fn mqtt_options(options: &LinkOptions) -> Result<MqttOptions> {
+/// What rumqttc connects with: to the broker's name or, where that is given, to one of its addresses.
+pub(super) fn mqtt_options(
+    options: &LinkOptions,
+    address: Option<SocketAddr>,
+) -> Result<MqttOptions> {
     let broker = &options.broker;
-    let mut mqtt = MqttOptions::new(options.client_id.as_str(), broker.host(), broker.port());
+    let host = match address.map(|address| address.ip()) {
+        None => broker.host().to_owned(),
+        Some(IpAddr::V4(ip)) => ip.to_string(),
+        Some(IpAddr::V6(ip)) => format!("[{ip}]"),
+    };
+    let mut mqtt = MqttOptions::new(options.client_id.as_str(), host, broker.port());
     mqtt.set_keep_alive(options.keep_alive.max(Duration::from_secs(5)))
         .set_clean_start(options.session_expiry.is_zero())
         .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
@@ -50,7 +60,8 @@ pub(super) fn mqtt_options(options: &LinkOptions) -> Result<MqttOptions> {
         mqtt.set_credentials(username, password);
     }
     if broker.is_tls() {
-        mqtt.set_transport(tls::transport(broker.tls_files())?);
+        let name = address.map(|_| broker.host());
+        mqtt.set_transport(tls::transport(broker.tls_files(), name)?);
     }
     Ok(mqtt)
 }
@@ -85,11 +96,13 @@ pub(super) fn describe(error: &ConnectionError) -> String {
     }
 }
 
-// An upper bound of the packet's size (MQTT 5, section 3.3), and what no packet can hold.
+// An upper bound of the packet's size (MQTT 5, section 3.3), in bytes.
+//
+// Errors: no packet can hold it, or the broker takes none such.
 pub(super) fn check(
     message: &Message,
     limits: &BrokerLimits,
-) -> std::result::Result<(), PublishError> {
+) -> std::result::Result<usize, PublishError> {
     let properties = &message.properties;
     let mut size = 5 + 2 + message.topic.len() + 2 + 4 + message.payload.len();
     let mut longest = message.topic.len();
@@ -113,12 +126,17 @@ pub(super) fn check(
     }
     let limit = limits.max_packet_bytes as usize;
     if size > limit {
-        return Err(PublishError::TooLarge { size, limit });
+        return Err(PublishError::TooLarge {
+            size,
+            limit,
+            is_brokers: limits.is_brokers,
+        });
     }
     if longest > MAX_STRING {
         return Err(PublishError::TooLarge {
             size: longest,
             limit: MAX_STRING,
+            is_brokers: true,
         });
     }
     if message.qos > limits.max_qos {
@@ -127,7 +145,7 @@ pub(super) fn check(
     if message.retain && !limits.retain {
         return Err(PublishError::NotSupported("retained messages"));
     }
-    Ok(())
+    Ok(size)
 }
 
 pub(super) fn to_qos(qos: Qos) -> QoS {
@@ -190,6 +208,7 @@ mod tests {
 
     const LIMITS: BrokerLimits = BrokerLimits {
         max_packet_bytes: 1000,
+        is_brokers: true,
         max_qos: Qos::AtLeastOnce,
         retain: false,
         inflight: 10,
@@ -205,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_the_broker_would_not_take_is_refused_before_it_is_sent() {
-        assert_eq!(check(&message(900), &LIMITS), Ok(()));
+        assert!(check(&message(900), &LIMITS).is_ok_and(|size| size >= 900));
         assert!(matches!(
             check(&message(1000), &LIMITS),
             Err(PublishError::TooLarge { limit: 1000, .. })

@@ -125,6 +125,11 @@ pub fn read_reply(message: &Message, method: &Method) -> Result<Response<Bytes>,
         .user(STATUS)
         .ok_or_else(|| BadReply("it has no status".into()))?;
     let status = super::status(text)?;
+    if let Some(other) = message.properties.user(VERSION)
+        && other != VERSION_1
+    {
+        return Err(BadReply(format!("its version is {other:?}")));
+    }
     let mut headers = read_headers(&message.properties).map_err(BadReply)?;
     if *method != Method::HEAD {
         headers.remove(header::CONTENT_LENGTH);

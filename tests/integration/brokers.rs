@@ -1,5 +1,5 @@
 use crate::http_mode::{ask, start_upstream, stop};
-use crate::support::http::get;
+use crate::support::http::{get, get_agent};
 use crate::support::{
     Chain, Kind, TempFile, TestBroker, gateway_settings_of, mqtt311, start_agent, start_gateway,
     start_gateway_with, wait_until,
@@ -59,7 +59,7 @@ fn a_broker_that_refuses_a_request_is_no_reason_to_wait() {
     let gateway = start_gateway_with(gateway_settings_of(&broker.url(), PATIENT_ROUTES));
     for path in ["/ping", "/agents/demo/x"] {
         wait_until("the agent is known", || {
-            get(gateway.address(), "/agents/demo").status == 200
+            get_agent(gateway.address(), "demo").status == 200
         });
         let refused = get(gateway.address(), path);
         assert_eq!(refused.status, 502, "{path} {}", refused.text());
@@ -94,7 +94,7 @@ fn a_broker_with_qos_0_only() {
     };
     let chain = Chain::start(&broker);
     wait_until("the agent is known", || {
-        get(chain.address(), "/agents/demo").status == 200
+        get_agent(chain.address(), "demo").status == 200
     });
     assert_eq!(get(chain.address(), "/ping").status, 200);
     assert_eq!(

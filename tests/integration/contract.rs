@@ -60,7 +60,10 @@ fn the_logs_tell_what_happens() {
     let api_2 = Process::own("api_2", &["--listen", "127.0.0.1:0"]);
     let upstream = format!("http://{}", api_2.address());
     let url = broker.url();
-    let agent = Process::own("agent", &["--broker", &url, "--upstream", &upstream]);
+    let agent = Process::own(
+        "agent",
+        &["--broker", &url, "--upstream", &upstream, "--demo"],
+    );
     let api_1 = Process::own("api_1", &["--broker", &url, "--listen", "127.0.0.1:0"]);
     agent.wait_for_output("ready as agent demo");
     api_1.wait_for_output("ready as gateway");

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use recado::config::HttpLimits;
 use recado::http::{Client, Front, Request, Response, guarded};
 
-use crate::support::http::{Connection, get};
+use crate::support::http::{Connection, get, get_agent};
 use crate::support::process::{Process, own_command};
 use crate::support::{Kind, TestBroker, free_port, local, start_agent, wait_until};
 
@@ -53,7 +53,7 @@ fn a_wave_of_clients_and_a_slow_upstream() {
     let address = gateway.address();
     let path = "/agents/demo/slow";
     wait_until("the agent is known", || {
-        get(address, "/agents/demo").status == 200
+        get_agent(address, "demo").status == 200
     });
     let before = gateway.resources();
 

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use recado::config::HttpLimits;
 use recado::http::{Client, Front, Request, Response, guarded};
 
-use crate::support::http::{Answer, Connection, get};
+use crate::support::http::{Answer, Connection, get, get_agent};
 use crate::support::process::Process;
 use crate::support::{
     Chain, Kind, PATIENCE, TestBroker, agent_settings, gateway_settings, local, start_agent,
@@ -234,7 +234,7 @@ fn a_mebibyte_each_way(kind: Kind) {
     let agent = start_agent_with(settings);
     let gateway = start_gateway(&broker);
     wait_until("the agent is there", || {
-        get(gateway.address(), "/agents/demo").status == 200
+        get_agent(gateway.address(), "demo").status == 200
     });
     let large = get(gateway.address(), "/agents/demo/bytes");
     assert_eq!(large.status, 502, "{:?}", large.json());
@@ -257,7 +257,7 @@ fn who_is_there_is_known(kind: Kind) {
     let all = get(gateway.address(), "/agents").json();
     assert_eq!(all["agents"][0]["id"], "demo", "{all}");
     assert_eq!(all["agents"][0]["services"][0], "ping");
-    let one = get(gateway.address(), "/agents/demo").json();
+    let one = get_agent(gateway.address(), "demo").json();
     assert_eq!(one["version"], env!("CARGO_PKG_VERSION"));
     assert!(one["since"].as_str().unwrap().ends_with('Z'));
     assert_eq!(
@@ -270,7 +270,7 @@ fn who_is_there_is_known(kind: Kind) {
         assert_eq!(absent.json()["hop"], "agent");
         assert_eq!(absent.json()["outcome"], "not-executed");
     }
-    assert_eq!(get(gateway.address(), "/agents/other").status, 404);
+    assert_eq!(get_agent(gateway.address(), "other").status, 404);
     assert_eq!(get(gateway.address(), "/agents/a%20b/x").status, 404);
     // Once it has left, a ping is not worth waiting for either.
     let Chain {
@@ -280,7 +280,7 @@ fn who_is_there_is_known(kind: Kind) {
     } = chain;
     agent.stop().unwrap();
     wait_until("the gateway knows", || {
-        get(gateway.address(), "/agents/demo").status == 404
+        get_agent(gateway.address(), "demo").status == 404
     });
     assert_eq!(get(gateway.address(), "/agents/demo/ping").status, 503);
     let ping = get(gateway.address(), "/ping");

@@ -109,7 +109,7 @@ fn an_agent_killed_under_load(kind: Kind) {
         for _ in 0..3 {
             let mut second = Process::own(
                 "agent",
-                &["--broker", &broker.url(), "--upstream", &upstream],
+                &["--broker", &broker.url(), "--upstream", &upstream, "--demo"],
             );
             second.wait_for_output("request: ");
             second.kill();

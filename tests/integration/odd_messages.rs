@@ -43,6 +43,8 @@ impl Peer {
             keep_alive: Duration::from_secs(10),
             max_packet_bytes: 1_000_000,
             queue: 100,
+            queue_bytes: 1_000_000,
+            proves_topics: false,
             manual_acknowledgement: false,
             will: None,
             subscriptions: filters

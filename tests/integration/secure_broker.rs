@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::http_mode::{start_upstream, stop};
-use crate::support::http::get;
+use crate::support::http::{get, get_agent};
 use crate::support::process::{Process, is_installed, mosquitto_as, own_command};
 use crate::support::{
     agent_settings_of, free_port, gateway_settings_of, start_agent_with, start_gateway_with,
@@ -12,6 +12,10 @@ use crate::support::{
 fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
+
+/// With an upstream of its own an agent answers the ping only when it says so.
+const PING: &str = "[[service]]\nname = \"ping\"\nmode = \"json\"\nrequest_topic = \"api/ping/request\"\n\
+                    response_topic = \"api/ping/response\"\npath = \"/ping\"\n";
 
 /// A directory with certificates and passwords, and a broker that is set up with them.
 struct Secure {
@@ -110,13 +114,13 @@ fn the_shipped_files_let_the_right_ones_in() {
     };
     let upstream = start_upstream();
     let settings =
-        broker.settings("demo") + &format!("upstream = \"http://{}\"\n", upstream.address());
+        broker.settings("demo") + &format!("upstream = \"http://{}\"\n{PING}", upstream.address());
     let agent = start_agent_with(agent_settings_of(&broker.url(), &settings));
     let settings = broker.settings("gateway-1");
     let gateway = start_gateway_with(gateway_settings_of(&broker.url(), &settings));
     let address = gateway.address();
     wait_until("the agent is known", || {
-        get(address, "/agents/demo").status == 200
+        get_agent(address, "demo").status == 200
     });
     assert_eq!(get(address, "/agents/demo/x?y").status, 200);
     // The upstream is no ping service; but the question has reached it, and the answer us.

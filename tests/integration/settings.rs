@@ -184,11 +184,30 @@ fn a_check_finds_what_a_start_would() {
     };
     let route = "[[route]]\npath = \"/healthz\"\nrequest_topic = \"a/b\"\nmode = \"http\"\n";
     let (code, output) = check("api_1", route);
-    assert_eq!(code, Some(2), "{output}");
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains(" line 2, key path: found "), "{output}");
     assert!(output.contains("in conflict"), "{output}");
+    let twice = "[[route]]\npath = \"/a/{b}\"\nrequest_topic = \"a\"\nmode = \"http\"\n\
+                 [[route]]\npath = \"/a/{c}\"\nrequest_topic = \"b\"\nmode = \"http\"\n";
+    let (code, output) = check("api_1", twice);
+    assert_eq!(code, Some(1), "{output}");
+    assert!(
+        output.contains(" line 6, key path: found \"/a/{c}\""),
+        "{output}"
+    );
+    assert!(output.contains("\"/a/{b}\""), "{output}");
+    let (code, output) = check("api_1", "[http]\nmax_body_bytes = 10000000\n");
+    assert_eq!(code, Some(0), "{output}");
+    assert!(
+        output.contains("max_buffered_bytes = 20000000"),
+        "what is used: {output}"
+    );
     let service =
         "[[service]]\nname = \"web\"\nmode = \"http\"\npaths = [\"/a/{b}\", \"/a/{c}\"]\n";
     let (code, output) = check("agent", service);
-    assert_eq!(code, Some(2), "{output}");
-    assert!(output.contains("/a/{c}"), "{output}");
+    assert_eq!(code, Some(1), "{output}");
+    assert!(
+        output.contains(" line 1: paths: found \"/a/{c}\""),
+        "{output}"
+    );
 }

@@ -89,7 +89,10 @@ fn every_program_ends_with_0_on_either_signal() {
         let url = format!("mqtt://{}", broker.address());
         let api_2 = Process::own("api_2", &["--listen", "127.0.0.1:0"]);
         let upstream = format!("http://{}", api_2.address());
-        let agent = Process::own("agent", &["--broker", &url, "--upstream", &upstream]);
+        let agent = Process::own(
+            "agent",
+            &["--broker", &url, "--upstream", &upstream, "--demo"],
+        );
         let api_1 = Process::own("api_1", &["--broker", &url, "--listen", "127.0.0.1:0"]);
         let client_a = Process::own("client_a", &["--broker", &url]);
         agent.wait_for_output("ready as agent");

@@ -111,6 +111,15 @@ impl Connection {
     }
 }
 
+/// What is known of an agent.
+pub fn get_agent(address: SocketAddr, id: &str) -> Answer {
+    let mut client = Connection::open(address);
+    let head =
+        format!("GET /agents/{id} HTTP/1.1\r\nHost: test\r\nAccept: application/json\r\n\r\n");
+    client.send(head.as_bytes());
+    client.read_answer()
+}
+
 /// One request on a connection of its own.
 pub fn get(address: SocketAddr, path: &str) -> Answer {
     Connection::open(address).get(path)

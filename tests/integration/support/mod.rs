@@ -187,6 +187,8 @@ pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
     let flags = cli::Agent {
         broker: Some(broker.to_owned()),
         upstream: Some(format!("http://{upstream}")),
+        // With an upstream of its own an agent answers the ping only when asked to.
+        demo: true,
         ..cli::Agent::default()
     };
     AgentSettings::load(&flags).unwrap()
