@@ -13,9 +13,30 @@ use crate::config::Front;
 use crate::error::{Error, Result};
 use crate::topic::{Id, Topic, TopicFilter};
 
+macro_rules! log_variable {
+    () => {
+        "Variables:
+  RECADO_LOG  The level of log lines: off, error, warn, info, debug or trace [default: info]"
+    };
+}
+
+/// What `--help` says of the variables that no flag has.
+const LOG: &str = log_variable!();
+/// The same for what connects to a broker.
+const LOG_AND_LOGIN: &str = concat!(
+    log_variable!(),
+    "
+  RECADO_MQTT_USERNAME, RECADO_MQTT_PASSWORD, RECADO_MQTT_PASSWORD_FILE
+              Who this program is to the broker
+  RECADO_TLS_CA_FILE, RECADO_TLS_CERTIFICATE_FILE, RECADO_TLS_KEY_FILE
+              The certificates for mqtts://
+
+Exit codes: 0 done, 1 failed, 2 usage"
+);
+
 /// The gateway: answers HTTP requests with what an agent behind an MQTT broker replies.
 #[derive(Debug, Default, Parser)]
-#[command(name = "api_1", version)]
+#[command(name = "api_1", version, after_help = LOG_AND_LOGIN)]
 pub struct Api1 {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -29,7 +50,12 @@ pub struct Api1 {
     )]
     pub broker: Option<String>,
     /// Listen for HTTP on this address; port 0 takes a free one [default: 127.0.0.1:5000]
-    #[arg(long, value_name = "ADDR", env = "RECADO_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "RECADO_LISTEN",
+        hide_env_values = true
+    )]
     pub listen: Option<String>,
     /// The HTTP server to use [default: guarded]
     #[arg(long, value_enum)]
@@ -41,13 +67,14 @@ pub struct Api1 {
 
 /// The demo service behind the agent: answers ping with pong.
 #[derive(Debug, Parser)]
-#[command(name = "api_2", version)]
+#[command(name = "api_2", version, after_help = LOG)]
 pub struct Api2 {
     /// Listen for HTTP on this address; port 0 takes a free one
     #[arg(
         long,
         value_name = "ADDR",
         env = "RECADO_LISTEN",
+        hide_env_values = true,
         default_value = "127.0.0.1:5001"
     )]
     pub listen: String,
@@ -55,7 +82,7 @@ pub struct Api2 {
 
 /// The agent: takes requests from an MQTT broker, calls an HTTP service, publishes the replies.
 #[derive(Debug, Default, Parser)]
-#[command(name = "agent", version)]
+#[command(name = "agent", version, after_help = LOG_AND_LOGIN)]
 pub struct Agent {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -69,7 +96,12 @@ pub struct Agent {
     )]
     pub broker: Option<String>,
     /// The HTTP service to call [default: http://127.0.0.1:5001]
-    #[arg(long, value_name = "URL", env = "RECADO_UPSTREAM")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RECADO_UPSTREAM",
+        hide_env_values = true
+    )]
     pub upstream: Option<String>,
     /// Answer the demo's ping too; without --upstream it does so anyway
     #[arg(long)]
@@ -84,7 +116,7 @@ pub struct Agent {
 
 /// The smallest subscriber: prints the messages that reach a topic filter.
 #[derive(Debug, Parser)]
-#[command(name = "client_a", version)]
+#[command(name = "client_a", version, after_help = LOG_AND_LOGIN)]
 pub struct ClientA {
     /// The MQTT broker [default: mqtt://127.0.0.1:1883]
     #[arg(
@@ -111,7 +143,7 @@ pub struct ClientA {
 
 /// The smallest publisher: sends one message and makes sure that the broker has it.
 #[derive(Debug, Parser)]
-#[command(name = "client_b", version)]
+#[command(name = "client_b", version, after_help = LOG_AND_LOGIN)]
 pub struct ClientB {
     /// The MQTT broker [default: mqtt://127.0.0.1:1883]
     #[arg(
@@ -137,13 +169,14 @@ pub struct ClientB {
 
 /// An embedded MQTT broker, for development and tests.
 #[derive(Debug, Parser)]
-#[command(name = "broker", version)]
+#[command(name = "broker", version, after_help = LOG)]
 pub struct Broker {
     /// Listen for MQTT 3.1.1 and 5 on this address; port 0 takes a free one
     #[arg(
         long,
         value_name = "ADDR",
         env = "RECADO_LISTEN",
+        hide_env_values = true,
         default_value = "127.0.0.1:1883"
     )]
     pub listen: String,

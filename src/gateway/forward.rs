@@ -7,7 +7,7 @@ use http::uri::PathAndQuery;
 use http::{StatusCode, Version};
 
 use super::inbox::{Call, bad_reply, denied, random_correlation};
-use super::onward::{append, onward};
+use super::onward::{append, ends_here, onward};
 use super::presence::Target;
 use super::{Answer, Asked, Shared, broker_away, no_agent};
 use crate::http::Request;
@@ -31,6 +31,9 @@ impl Shared {
         } = *asked;
         let route = &self.router.routes()[number];
         refuse_upgrade(request)?;
+        if let Some(response) = ends_here(request, &route.methods) {
+            return Ok(response.into());
+        }
         let topic = self.router.topic(number, found)?;
         let inbox = self.inboxes.of(number);
         self.publisher

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use http::HeaderMap;
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Method};
 
 use super::access::Caller;
-use crate::http::{Request, RequestId, X_REQUEST_ID};
+use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
 use crate::message::http::{remove_where, strip_hop_by_hop};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -45,6 +46,9 @@ pub(super) fn onward(
         &peer.ip().to_canonical().to_string(),
     );
     append(headers, header::VIA, "1.1 recado");
+    if let Some(left) = max_forwards(request) {
+        headers.insert(header::MAX_FORWARDS, left.saturating_sub(1).into());
+    }
     if let Some(value) = id.header() {
         headers.insert(X_REQUEST_ID, value);
     }
@@ -55,6 +59,63 @@ pub(super) fn onward(
         }
     }
     onward
+}
+
+/// The answer to a request that is to go no further than here (RFC 9110, section 7.6.2): to OPTIONS what
+/// is allowed, to TRACE the request as it came, without what is secret.
+pub(super) fn ends_here(request: &Request, methods: &[Method]) -> Option<Response> {
+    if max_forwards(request)? > 0 {
+        return None;
+    }
+    let mut response = Response::new(Bytes::new());
+    let (name, value) = match *request.method() {
+        Method::TRACE => {
+            *response.body_mut() = as_it_came(request).into();
+            (header::CONTENT_TYPE, "message/http".to_owned())
+        }
+        _ => {
+            let names: Vec<&str> = match methods {
+                [] => vec![
+                    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
+                ],
+                some => some.iter().map(Method::as_str).collect(),
+            };
+            (header::ALLOW, names.join(", "))
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        response.headers_mut().insert(name, value);
+    }
+    Some(response)
+}
+
+// How many more hops the request may take, if it says so and its method heeds it.
+fn max_forwards(request: &Request) -> Option<u64> {
+    let heeds = [Method::OPTIONS, Method::TRACE].contains(request.method());
+    let text = request.headers().get(header::MAX_FORWARDS)?.to_str().ok()?;
+    let is_number = heeds && text.bytes().all(|byte| byte.is_ascii_digit());
+    // One that is larger than any number is as good as none.
+    is_number.then(|| text.parse().ok())?
+}
+
+fn as_it_came(request: &Request) -> Vec<u8> {
+    let secret = [
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::PROXY_AUTHORIZATION,
+    ];
+    let target = request.uri();
+    let mut text = format!("{} {target} HTTP/1.1\r\n", request.method()).into_bytes();
+    for (name, value) in request.headers() {
+        if !secret.contains(name) {
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.extend_from_slice(b": ");
+            text.extend_from_slice(value.as_bytes());
+            text.extend_from_slice(b"\r\n");
+        }
+    }
+    text.extend_from_slice(b"\r\n");
+    text
 }
 
 // What only this gateway, or a trusted proxy, may say. Some services take `_` for `-`.
@@ -132,6 +193,51 @@ mod tests {
         assert_eq!(headers["x-forwarded-host"], "shop.example");
         assert_eq!(headers["x-forwarded-proto"], "https");
         assert_eq!(headers["forwarded"], "for=10.0.0.1");
+    }
+
+    #[test]
+    fn max_forwards_counts_down_and_ends_here() {
+        let request = |method: &str, value: &str| {
+            let mut request = Request::default();
+            *request.method_mut() = method.parse().unwrap();
+            *request.uri_mut() = "/a?b".parse().unwrap();
+            let headers = request.headers_mut();
+            headers.insert("max-forwards", value.parse().unwrap());
+            headers.insert("cookie", "secret".parse().unwrap());
+            headers.insert("x", "y".parse().unwrap());
+            request
+        };
+        let passed = |method, value| {
+            let peer = SocketAddr::from(([192, 0, 2, 1], 99));
+            let request = request(method, value);
+            let onward = onward(&request, peer, false, Caller::Anybody, &RequestId::random());
+            onward.headers()["max-forwards"]
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(passed("OPTIONS", "7"), "6");
+        assert_eq!(passed("TRACE", "1"), "0");
+        for (method, value) in [
+            ("GET", "7"),
+            ("OPTIONS", "x"),
+            ("OPTIONS", "-1"),
+            ("GET", "0"),
+        ] {
+            assert_eq!(passed(method, value), value);
+            assert!(ends_here(&request(method, value), &[]).is_none());
+        }
+        assert!(ends_here(&request("TRACE", "1"), &[]).is_none());
+        let allowed = ends_here(&request("OPTIONS", "0"), &[Method::GET]).unwrap();
+        assert_eq!(allowed.headers()["allow"], "GET");
+        let traced = ends_here(&request("TRACE", "0"), &[]).unwrap();
+        assert_eq!(traced.headers()["content-type"], "message/http");
+        let text = std::str::from_utf8(traced.body()).unwrap();
+        assert!(text.starts_with("TRACE /a?b HTTP/1.1\r\n"), "{text}");
+        assert!(
+            text.contains("x: y\r\n") && !text.contains("secret"),
+            "{text}"
+        );
     }
 
     #[test]

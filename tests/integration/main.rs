@@ -29,6 +29,8 @@ mod embedded_broker;
 mod exhaustion;
 /// What a caller sees when a part is missing, slow or wrong.
 mod failures;
+/// What was found in the field, and mended with its whole kind.
+mod field;
 /// HTTP as the two fronts speak it.
 mod fronts;
 /// What strangers may send to the guarded front.

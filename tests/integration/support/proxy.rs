@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,6 +23,8 @@ struct Shared {
     stopped: AtomicBool,
     // Nothing is passed on while this is set.
     stalled: AtomicBool,
+    // How long each piece is on its way, in milliseconds; pieces follow each other without a pause.
+    delay: AtomicU64,
     // The next piece is spoilt.
     corrupt: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
@@ -37,6 +39,7 @@ impl Proxy {
             target,
             stopped: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            delay: AtomicU64::new(0),
             corrupt: AtomicBool::new(false),
             streams: Mutex::new(Vec::new()),
         });
@@ -72,6 +75,12 @@ impl Proxy {
     /// Passes nothing on, or goes on where it stopped.
     pub fn stall(&self, stalled: bool) {
         self.shared.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// Holds every piece up for this long.
+    pub fn delay(&self, delay: Duration) {
+        let millis = delay.as_millis() as u64;
+        self.shared.delay.store(millis, Ordering::SeqCst);
     }
 
     /// Spoils the beginning of what comes next.
@@ -131,6 +140,7 @@ impl Shared {
             while self.stalled.load(Ordering::SeqCst) && !self.stopped.load(Ordering::SeqCst) {
                 std::thread::sleep(LOOK);
             }
+            std::thread::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst)));
             if self.corrupt.swap(false, Ordering::SeqCst) {
                 // No MQTT packet begins like this.
                 buffer[..count.min(2)].fill(0xff);
