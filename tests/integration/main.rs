@@ -39,6 +39,8 @@ mod hostile_http;
 mod hostile_mqtt;
 /// Any HTTP service through the broker: agents, services, presence.
 mod http_mode;
+/// What the RFCs ask of an intermediary, each with what proves it.
+mod intermediary;
 /// Parts that start in any order, go away and come back.
 mod life;
 /// Messages that nobody should have sent.

@@ -260,7 +260,8 @@ fn what_a_proxy_must_take_in_an_answer() {
         // RFC 9110, section 15.2: what only informs is passed over, whatever fields it has.
         "100 Continue\r\nLink: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nName: value\r\nContent-Length: 2\r\n\r\nok",
     ];
-    let upstream = RawUpstream::choosing(|path| {
+    let upstream = RawUpstream::choosing(|head| {
+        let path = head.split(' ').nth(1).unwrap();
         let number: usize = path[1..].parse().unwrap();
         format!("HTTP/1.1 {}", TAKEN[number])
     });
@@ -315,7 +316,8 @@ fn what_a_proxy_must_refuse_in_an_answer() {
         ("1.1 200 OK\r\n: c\r\n\r\n", "field"),
         ("1.1 200 OK\r\nA: b\x01c\r\n\r\n", "field"),
     ];
-    let upstream = RawUpstream::choosing(|path| {
+    let upstream = RawUpstream::choosing(|head| {
+        let path = head.split(' ').nth(1).unwrap();
         let number: usize = path[1..].parse().unwrap();
         format!("HTTP/{}0\r\n\r\n", FLAWED[number].0)
     });

@@ -102,12 +102,11 @@ impl RawUpstream {
         RawUpstream::choosing(move |_| bytes.clone())
     }
 
-    /// The same, with bytes that depend on the path.
+    /// The same, with bytes that depend on the head of the request.
     pub fn choosing(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> RawUpstream {
         RawUpstream::start(move |mut visit| {
             if let Some((head, _)) = visit.request() {
-                let path = head.split(' ').nth(1).unwrap();
-                visit.send(answer(path).as_bytes());
+                visit.send(answer(&head).as_bytes());
             }
         })
     }
