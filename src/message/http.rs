@@ -63,7 +63,11 @@ pub fn write_request(request: &Request<Bytes>, target: &PathAndQuery, properties
 /// Errors: see [`BadRequest`]; 505 for another version, else 400.
 pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
     let properties = &message.properties;
-    match properties.user(VERSION) {
+    let only = |name| {
+        let value = properties.only(name);
+        value.map_err(|bad| BadRequest::new(bad.to_string()))
+    };
+    match only(VERSION)? {
         Some(VERSION_1) => {}
         other => {
             let found = other.unwrap_or_default();
@@ -73,13 +77,11 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
             });
         }
     }
-    let method = properties
-        .user(METHOD)
+    let method = only(METHOD)?
         .and_then(|text| Method::from_bytes(text.as_bytes()).ok())
         .filter(|method| *method != Method::CONNECT)
         .ok_or_else(|| BadRequest::new("its method is missing, not a token, or CONNECT"))?;
-    let target: PathAndQuery = properties
-        .user(TARGET)
+    let target: PathAndQuery = only(TARGET)?
         .filter(|text| text.starts_with('/') || (*text == "*" && method == Method::OPTIONS))
         .filter(|text| text.is_ascii() && !text.contains('#'))
         .and_then(|text| text.parse().ok())

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use recado::agent::Agent;
 use recado::gateway::Gateway;
+use recado::message::{Message, Properties, Qos};
 
 use crate::failures::problem;
 use crate::http_mode::{ask, start_upstream, stop};
+use crate::odd_messages::Peer;
 use crate::support::http::{Connection, get, get_agent};
 use crate::support::process::{Process, own_command};
 use crate::support::proxy::Proxy;
@@ -454,7 +456,7 @@ fn replies_with_qos_1_wait_for_a_place() {
     let mut settings = gateway_settings(&broker.url());
     for route in &mut settings.routes {
         route.timeout = Duration::from_secs(20);
-        route.qos = recado::message::Qos::AtLeastOnce;
+        route.qos = Qos::AtLeastOnce;
     }
     settings.http.max_connections = 400;
     let gateway = start_gateway_with(settings);
@@ -501,4 +503,36 @@ fn help_names_the_variables() {
         assert!(output.contains("off, error, warn, info, debug"), "{output}");
         assert!(!output.contains("RECADO_LISTEN="), "{program}\n{output}");
     }
+}
+
+#[test]
+fn a_correlation_that_is_too_long_is_refused_and_remembered_nowhere() {
+    let broker = TestBroker::start(Kind::Embedded);
+    let (upstream, count) = counting();
+    let agent = start_agent(&broker, upstream.address());
+    let peer = Peer::start(&broker, &["recado/gateways/peer/response"]);
+    for (length, status) in [(64, "200"), (65, "400"), (60_000, "400")] {
+        peer.publish_patiently(Message {
+            topic: "recado/agents/demo/request".into(),
+            qos: Qos::AtLeastOnce,
+            properties: Properties {
+                response_topic: Some("recado/gateways/peer/response".into()),
+                correlation_data: Some(vec![7; length].into()),
+                user: [
+                    ("v", "1"),
+                    ("method", "GET"),
+                    ("target", "/"),
+                    ("deadline-ms", "9000"),
+                ]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+                ..Properties::default()
+            },
+            ..Message::default()
+        });
+        let reply = peer.receive();
+        assert_eq!(reply.properties.user("status"), Some(status), "{length}");
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+    agent.stop().unwrap();
 }

@@ -74,6 +74,33 @@ const FLAWS: &[Flaw] = &[
         |m| set(m, "deadline-ms", "soon"),
         Some("400"),
     ),
+    (
+        "a deadline with a sign",
+        |m| set(m, "deadline-ms", "+3000"),
+        Some("400"),
+    ),
+    (
+        "an empty deadline",
+        |m| set(m, "deadline-ms", ""),
+        Some("400"),
+    ),
+    (
+        "two deadlines",
+        |m| twice(m, "deadline-ms", "3000"),
+        Some("400"),
+    ),
+    (
+        "a time of sending that is none",
+        |m| set(m, "sent", "yesterday"),
+        Some("400"),
+    ),
+    (
+        "two times of sending",
+        |m| twice(m, "sent", "a/1"),
+        Some("400"),
+    ),
+    ("two methods", |m| twice(m, "method", "GET"), Some("400")),
+    ("two targets", |m| twice(m, "target", "/y"), Some("400")),
     ("no method", |m| remove(m, "method"), Some("400")),
     (
         "a method with a space",
@@ -158,6 +185,11 @@ fn remove(message: &mut Message, name: &str) {
 
 fn set(message: &mut Message, name: &str, value: &str) {
     remove(message, name);
+    add(message, name, value);
+}
+
+fn twice(message: &mut Message, name: &str, value: &str) {
+    set(message, name, value);
     add(message, name, value);
 }
 
