@@ -114,31 +114,43 @@ fn header_map(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, String> {
 fn framing(status: StatusCode, headers: &mut HeaderMap, is_old: bool) -> Result<Vec<u8>, String> {
     let length = content_length(headers)?;
     let is_chunked = is_chunked(headers, is_old)?;
-    let named = |option| listed(headers, header::CONNECTION).any(|found| found == option);
+    let named = |option: &[u8]| {
+        let mut options = listed(headers, header::CONNECTION);
+        options.any(|found| found.eq_ignore_ascii_case(option))
+    };
     // Both together may be an attempt to smuggle: what follows on this connection is not trusted.
-    let close = named("close") || is_old && !named("keep-alive") || is_chunked && length.is_some();
+    let close =
+        named(b"close") || is_old && !named(b"keep-alive") || is_chunked && length.is_some();
     headers.remove(header::CONTENT_LENGTH);
-    let mut framing = format!("HTTP/1.1 {} \r\n", status.as_u16());
+    let mut framing = Vec::with_capacity(80);
+    framing.extend_from_slice(b"HTTP/1.1 ");
+    framing.extend_from_slice(status.as_str().as_bytes());
+    framing.extend_from_slice(b" \r\n");
     if is_chunked {
-        framing.push_str("transfer-encoding: chunked\r\n");
+        framing.extend_from_slice(b"transfer-encoding: chunked\r\n");
     } else if let Some(length) = length {
-        headers.insert(header::CONTENT_LENGTH, length.into());
-        framing.push_str(&format!("content-length: {length}\r\n"));
+        let value = HeaderValue::from(length);
+        framing.extend_from_slice(b"content-length: ");
+        framing.extend_from_slice(value.as_bytes());
+        framing.extend_from_slice(b"\r\n");
+        headers.insert(header::CONTENT_LENGTH, value);
     }
     if close {
-        framing.push_str("connection: close\r\n");
+        framing.extend_from_slice(b"connection: close\r\n");
     }
-    framing.push_str("\r\n");
-    Ok(framing.into())
+    framing.extend_from_slice(b"\r\n");
+    Ok(framing)
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
     let mut length = None;
     for stated in listed(headers, header::CONTENT_LENGTH) {
-        let is_number = stated.bytes().all(|byte| byte.is_ascii_digit());
-        let number = stated.parse().ok().filter(|_| is_number);
-        let number: u64 =
-            number.ok_or_else(|| format!("its Content-Length {stated:?} is no length"))?;
+        let is_number = stated.iter().all(u8::is_ascii_digit);
+        let text = std::str::from_utf8(stated).ok().filter(|_| is_number);
+        let number: u64 = text.and_then(|text| text.parse().ok()).ok_or_else(|| {
+            let stated = String::from_utf8_lossy(stated);
+            format!("its Content-Length {stated:?} is no length")
+        })?;
         if length.is_some_and(|before| before != number) {
             return Err("it states more than one Content-Length".into());
         }
@@ -148,27 +160,37 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
 }
 
 fn is_chunked(headers: &HeaderMap, is_old: bool) -> Result<bool, String> {
-    let codings: Vec<String> = listed(headers, header::TRANSFER_ENCODING).collect();
-    match codings.as_slice() {
-        [] => Ok(false),
-        _ if is_old => Err("it states a transfer coding, which HTTP/1.0 has not".into()),
-        [one] if one == "chunked" => Ok(true),
-        // Obsolete: the name for none.
-        [one] if one == "identity" => Ok(false),
-        others => Err(format!(
-            "its transfer coding {:?} is not understood here",
-            others.join(", ")
-        )),
+    let mut codings = listed(headers, header::TRANSFER_ENCODING);
+    let Some(first) = codings.next() else {
+        return Ok(false);
+    };
+    if is_old {
+        return Err("it states a transfer coding, which HTTP/1.0 has not".into());
     }
+    if codings.next().is_none() {
+        if first.eq_ignore_ascii_case(b"chunked") {
+            return Ok(true);
+        }
+        // Obsolete: the name for none.
+        if first.eq_ignore_ascii_case(b"identity") {
+            return Ok(false);
+        }
+    }
+    let codings: Vec<_> = listed(headers, header::TRANSFER_ENCODING)
+        .map(String::from_utf8_lossy)
+        .collect();
+    let codings = codings.join(", ");
+    Err(format!(
+        "its transfer coding {codings:?} is not understood here"
+    ))
 }
 
-// The members of a list field, in lower case.
-fn listed(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = String> {
-    let values = headers.get_all(name).iter();
+// The members of a list field.
+fn listed(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(name).into_iter();
     values.flat_map(|value| {
-        let text = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-        let members = text.split(',').map(|member| member.trim().to_owned());
-        members.collect::<Vec<_>>()
+        let members = value.as_bytes().split(|byte| *byte == b',');
+        members.map(<[u8]>::trim_ascii)
     })
 }
 
