@@ -8,6 +8,7 @@ mod file;
 mod login;
 mod route;
 mod service;
+mod source;
 mod url;
 
 use std::fmt;
@@ -197,7 +198,7 @@ fn broker(flag: Option<&str>, file: Option<BrokerUrl>, login: Login) -> Result<B
 }
 
 // A name that no token has would shut everybody out, unnoticed.
-fn check_tokens(routes: &[file::Route], access: &Access, source: &file::Source) -> Result<()> {
+fn check_tokens(routes: &[file::Route], access: &Access, source: &source::Source) -> Result<()> {
     let known = |name: &String| access.tokens.iter().any(|token| token.name == *name);
     for file::Route {
         route, tokens_at, ..
@@ -221,7 +222,7 @@ impl GatewaySettings {
     /// Errors: the file can't be read or holds a bad value ([`Error::ReadFile`],
     /// [`Error::Setting`]); a flag or variable is bad ([`Error::Usage`]).
     pub fn load(flags: &cli::Api1) -> Result<GatewaySettings> {
-        let (file, source): (file::Gateway, _) = file::load(flags.config.as_deref())?;
+        let (file, source): (file::Gateway, _) = source::load(flags.config.as_deref())?;
         let listen = match (&flags.listen, file.listen) {
             (Some(text), _) => listen_address(text)?,
             (None, Some(listen)) => listen.0,
@@ -267,7 +268,7 @@ impl AgentSettings {
     ///
     /// Errors: as [`GatewaySettings::load`].
     pub fn load(flags: &cli::Agent) -> Result<AgentSettings> {
-        let (file, source): (file::Agent, _) = file::load(flags.config.as_deref())?;
+        let (file, source): (file::Agent, _) = source::load(flags.config.as_deref())?;
         // Nobody's GET /ping may reach somebody's application.
         let is_demo = flags.demo || flags.upstream.is_none() && file.upstream.is_none();
         let upstream = match (&flags.upstream, file.upstream) {

@@ -21,6 +21,7 @@
 mod address;
 mod driver;
 mod greeting;
+mod limits;
 mod outgoing;
 mod tls;
 mod wire;
@@ -43,6 +44,7 @@ use crate::message::{Message, Properties, Qos};
 use crate::threads::{self, StopTrigger, lock};
 use crate::topic::{Id, TopicFilter};
 use driver::Driver;
+use limits::BrokerLimits;
 use outgoing::Outgoing;
 
 /// What a link connects to, and as whom.
@@ -240,17 +242,6 @@ impl Shared {
 enum Gate {
     Closed(String),
     Open(BrokerLimits),
-}
-
-#[derive(Clone, Copy)]
-struct BrokerLimits {
-    max_packet_bytes: u32,
-    // It is the broker that takes no larger ones.
-    is_brokers: bool,
-    max_qos: Qos,
-    retain: bool,
-    // QoS 1 and 2 messages under way at a time.
-    inflight: usize,
 }
 
 impl Publisher {

@@ -1,23 +1,20 @@
-//! The shapes of the configuration files, and errors that name the line.
+//! The shapes of the configuration files.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Method;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use toml::Spanned;
 
 use super::access::{Admission, RawAccess};
 use super::login::TlsFiles;
-use super::route::OWN_PATHS;
 use super::service::{Direct, PartService};
+use super::source::{apart, apart_if_any};
 use super::{BrokerUrl, Front, HttpLimits, UpstreamUrl};
-use crate::error::{Error, Result};
 use crate::message::Qos;
 use crate::topic::{Id, Topic};
 
@@ -322,127 +319,12 @@ impl TryFrom<String> for ListenAddress {
     }
 }
 
-/// A value of a file, and where it stands.
-pub(super) fn apart<T>(value: Spanned<T>) -> (T, Range<usize>) {
-    let span = value.span();
-    (value.into_inner(), span)
-}
-
-fn apart_if_any<T>(value: Option<Spanned<T>>) -> (Option<T>, Range<usize>) {
-    match value.map(apart) {
-        Some((value, span)) => (Some(value), span),
-        None => (None, 0..0),
-    }
-}
-
-/// The text of a configuration file, for what is found wrong only once all of it is read.
-pub(super) struct Source {
-    name: String,
-    text: String,
-}
-
-impl Source {
-    /// An error about what stands at `span`.
-    pub(super) fn wrong(&self, span: &Range<usize>, key: &str, message: String) -> Error {
-        let line = line_number(&self.text, span.start);
-        Error::Setting {
-            place: format!("{} line {line}, key {key}", self.name),
-            message,
-        }
-    }
-
-    /// Errors: one of the values stands there twice.
-    pub(super) fn no_repeats<'a>(
-        &self,
-        key: &str,
-        values: impl Iterator<Item = (&'a str, &'a Range<usize>)>,
-    ) -> Result<()> {
-        let mut seen = HashMap::new();
-        for (value, span) in values {
-            if let Some(before) = seen.insert(value, span) {
-                let line = line_number(&self.text, before.start);
-                let message =
-                    format!("found {value:?} twice, allowed is once; it is in line {line} too");
-                return Err(self.wrong(span, key, message));
-            }
-        }
-        Ok(())
-    }
-
-    /// Errors: two routes claim the same paths, or one those of the gateway itself.
-    pub(super) fn check_paths(&self, routes: &[Route]) -> Result<()> {
-        let mut paths = matchit::Router::new();
-        for own in OWN_PATHS {
-            // They are apart from each other.
-            let _ = paths.insert(own, ());
-        }
-        for Route { route, path_at, .. } in routes {
-            for pattern in route.patterns() {
-                paths.insert(pattern, ()).map_err(|error| {
-                    let other = match error {
-                        matchit::InsertError::Conflict { with } => with,
-                        other => other.to_string(),
-                    };
-                    let message = format!(
-                        "found {:?}, which is in conflict with {other:?}; allowed is a path that no other route and none of {OWN_PATHS:?} matches",
-                        route.path
-                    );
-                    self.wrong(path_at, "path", message)
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn line_number(text: &str, at: usize) -> usize {
-    text.get(..at).unwrap_or(text).matches('\n').count() + 1
-}
-
-/// Reads a configuration file; without one, every setting has its default.
-///
-/// Errors: it can't be read ([`Error::ReadFile`]), or a line is wrong ([`Error::Setting`]).
-pub(super) fn load<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<(T, Source)> {
-    let mut source = Source {
-        name: String::new(),
-        text: String::new(),
-    };
-    let Some(path) = path else {
-        return Ok((T::default(), source));
-    };
-    source.name = path.display().to_string();
-    source.text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok((parse(&source.text, path)?, source))
-}
-
-fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
-    toml::from_str(text).map_err(|error| {
-        let mut place = path.display().to_string();
-        let mut message = error.message().to_owned();
-        if let Some(span) = error.span() {
-            let number = line_number(text, span.start);
-            place.push_str(&format!(" line {number}"));
-            let line = text.lines().nth(number - 1).unwrap_or_default();
-            if let Some((key, _)) = line.split_once('=') {
-                place.push_str(&format!(", key {}", key.trim()));
-            }
-            // What was found, unless it may be secret or the message says it.
-            let found = text.get(span).unwrap_or_default().trim();
-            let may_be_secret = found.contains("://") || found.contains('@');
-            if !message.contains("found") && !may_be_secret && found.lines().count() == 1 {
-                message.push_str(&format!("; found {found}"));
-            }
-        }
-        Error::Setting { place, message }
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::source::parse;
 
     fn gateway_error(text: &str) -> String {
         parse::<Gateway>(text, Path::new("api_1.toml"))

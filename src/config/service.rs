@@ -8,8 +8,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::UpstreamUrl;
-use super::file::{Count, MethodName, TimeoutMs, Within, apart};
+use super::file::{Count, MethodName, TimeoutMs, Within};
 use super::route::constant_topic;
+use super::source::apart;
 use crate::topic::{Id, Topic};
 
 /// One service of the agent.

@@ -10,8 +10,8 @@ use crossbeam_channel::Sender;
 use rumqttc::Outgoing as OutgoingPacket;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnAckProperties, ConnectReturnCode, Filter, Packet, PubAckReason, PubCompReason,
-    PubRecReason, Publish, RetainForwardRule, SubAck, SubscribeReasonCode,
+    ConnAck, ConnectReturnCode, Filter, Packet, PubAckReason, PubCompReason, PubRecReason, Publish,
+    RetainForwardRule, SubAck, SubscribeReasonCode,
 };
 use rumqttc::v5::{
     Connection, ConnectionError, Event, MqttState, RecvTimeoutError, Request, StateError,
@@ -19,13 +19,13 @@ use rumqttc::v5::{
 
 use super::address::{Choice, choose};
 use super::greeting::explain;
+use super::limits::{BrokerLimits, shares_subscriptions};
 use super::wire::{
     CONNECT_TIMEOUT, INFLIGHT, describe, from_publish, from_qos, mqtt_options, to_qos,
 };
-use super::{
-    Acknowledgement, BrokerLimits, Delivery, Gate, LinkEvent, LinkOptions, Publisher, Subscription,
-};
+use super::{Acknowledgement, Delivery, Gate, LinkEvent, LinkOptions, Publisher, Subscription};
 use crate::backoff::Backoff;
+use crate::error::Error;
 use crate::message::Qos;
 use crate::threads::{StopSignal, lock};
 
@@ -96,13 +96,7 @@ impl Driver {
             last_address: None,
             on_event,
             on_unsubscribed,
-            limits: BrokerLimits {
-                max_packet_bytes: options.max_packet_bytes,
-                is_brokers: false,
-                max_qos: Qos::ExactlyOnce,
-                retain: true,
-                inflight: INFLIGHT.into(),
-            },
+            limits: BrokerLimits::offered(None, options.max_packet_bytes),
             asking: VecDeque::new(),
             asked: HashMap::new(),
             connected: None,
@@ -183,8 +177,7 @@ impl Driver {
     fn choose_address(&mut self) -> std::io::Result<()> {
         let broker = &self.options.broker;
         let (host, port) = (broker.host(), broker.port());
-        let choice = choose(host, port, &mut self.last_address, CONNECT_TIMEOUT)?;
-        let address = match choice {
+        let address = match choose(host, port, &mut self.last_address, CONNECT_TIMEOUT)? {
             Choice::Name => None,
             Choice::Address(address) => {
                 log::debug!("{host} has several addresses, {} answers", address.ip());
@@ -192,10 +185,9 @@ impl Driver {
             }
         };
         // The files of TLS were readable at the start; if they are not now, the old ones still do.
-        match mqtt_options(&self.options, address) {
-            Ok(options) => self.connection.eventloop.options = options,
-            Err(error) => log::warn!("{}", error.chain()),
-        }
+        let options = mqtt_options(&self.options, address);
+        let failed = |error: Error| log::warn!("{}", error.chain());
+        options.map_or_else(failed, |it| self.connection.eventloop.options = it);
         Ok(())
     }
 
@@ -295,59 +287,11 @@ impl Driver {
         log::info!("Connected with reason code 0 to {}", self.broker);
         self.connected = Some(Instant::now());
         self.last_failure = None;
-        let offered = connack.properties.clone();
         let own = self.publisher.shared.max_packet_bytes;
-        let property = |read: fn(&ConnAckProperties) -> Option<u8>| offered.as_ref().and_then(read);
-        let theirs = offered.as_ref().and_then(|p| p.max_packet_size);
-        self.limits = BrokerLimits {
-            max_packet_bytes: theirs.map_or(own, |theirs| theirs.min(own)),
-            is_brokers: theirs.is_some_and(|theirs| theirs < own),
-            max_qos: match property(|p| p.max_qos) {
-                Some(0) => Qos::AtMostOnce,
-                Some(1) => Qos::AtLeastOnce,
-                _ => Qos::ExactlyOnce,
-            },
-            retain: property(|p| p.retain_available) != Some(0),
-            inflight: offered
-                .as_ref()
-                .and_then(|p| p.receive_max)
-                .map_or(INFLIGHT, |theirs| theirs.min(INFLIGHT))
-                .into(),
-        };
-        let shares = property(|p| p.shared_subscription_available) != Some(0);
-        self.note_what_is_missing(shares);
-        // "No keep alive" from the server would make rumqttc ping without a pause.
-        if offered.as_ref().and_then(|p| p.server_keep_alive) == Some(0) {
-            self.connection
-                .eventloop
-                .options
-                .set_keep_alive(Duration::from_secs(60));
-        }
-        if self.stop.is_stopped() {
-            let _ = self.publisher.shared.client.try_disconnect();
-            return;
-        }
-        self.subscribe(shares);
-    }
-
-    // Says what the broker does not do, and what that costs.
-    fn note_what_is_missing(&self, shares: bool) {
-        let limits = &self.limits;
-        let own = self.publisher.shared.max_packet_bytes;
-        if limits.max_packet_bytes < own {
-            log::warn!(
-                "the broker takes packets of {} bytes at the most: larger requests and replies are refused",
-                limits.max_packet_bytes
-            );
-        }
-        if limits.max_qos < Qos::AtLeastOnce {
-            log::warn!("the broker knows QoS 0 only: routes with qos = 1 are refused");
-        }
-        if !limits.retain {
-            log::warn!(
-                "the broker keeps no retained messages: gateways can't know which agents are there"
-            );
-        }
+        let offered = connack.properties.as_ref();
+        self.limits = BrokerLimits::offered(offered, own);
+        let shares = shares_subscriptions(offered);
+        self.limits.note_what_is_missing();
         if !shares
             && self
                 .options
@@ -356,9 +300,19 @@ impl Driver {
                 .any(|one| one.group.is_some())
         {
             log::warn!(
-                "the broker has no shared subscriptions: several agents of a service each execute each request"
+                "the broker has no shared subscriptions: several agents of a service, or with one id, each execute each request"
             );
         }
+        // "No keep alive" from the server would make rumqttc ping without a pause.
+        if offered.and_then(|p| p.server_keep_alive) == Some(0) {
+            let options = &mut self.connection.eventloop.options;
+            options.set_keep_alive(Duration::from_secs(60));
+        }
+        if self.stop.is_stopped() {
+            let _ = self.publisher.shared.client.try_disconnect();
+            return;
+        }
+        self.subscribe(shares);
     }
 
     fn subscribe(&mut self, shares: bool) {
