@@ -31,7 +31,7 @@ use announcer::Announcer;
 use live_service::LiveService;
 use worker::{Job, Worker};
 
-/// How many replies may wait to be written to the broker.
+/// How many replies may wait to be written to the broker, unless more requests may be in hand.
 const QUEUE: usize = 1024;
 /// A worker that had nothing to do for this long ends.
 const IDLE_WORKER: Duration = Duration::from_secs(10);
@@ -197,6 +197,7 @@ fn refused(publisher: &Publisher, acknowledgement: &Acknowledgement, presence: &
 
 fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions {
     let services = settings.services.iter();
+    let in_hand = services.clone().map(|it| it.workers + it.queue);
     let mut subscriptions: Vec<Subscription> = services
         .map(|service| subscription(service, &settings.id))
         .collect();
@@ -216,7 +217,7 @@ fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions 
         session_expiry: Duration::ZERO,
         keep_alive: settings.keep_alive,
         max_packet_bytes: packet_limit(settings.max_body_bytes),
-        queue: QUEUE,
+        queue: in_hand.sum::<usize>().max(QUEUE),
         queue_bytes: settings.buffered_bytes(),
         proves_topics: true,
         manual_acknowledgement: false,

@@ -38,7 +38,7 @@ use inbox::{Inboxes, Timing};
 use presence::Presence;
 use router::{Endpoint, Found, Router, with_slash};
 
-/// How many messages may wait to be written to the broker.
+/// How many messages may wait to be written to the broker, unless more may wait for a reply.
 const QUEUE: usize = 1024;
 /// What a packet may hold besides the body, in bytes: topics, properties, headers.
 const PACKET_OVERHEAD: usize = 96 * 1024;
@@ -177,7 +177,7 @@ impl Shared {
             session_expiry: Duration::ZERO,
             keep_alive: settings.keep_alive,
             max_packet_bytes: packet_limit(settings.http.max_body_bytes),
-            queue: QUEUE,
+            queue: QUEUE.max(settings.max_waiting),
             queue_bytes: settings.http.buffered_bytes(),
             proves_topics: true,
             manual_acknowledgement: false,

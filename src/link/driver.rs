@@ -33,8 +33,7 @@ use crate::threads::{StopSignal, lock};
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// The longest delay before connecting again.
 const LAST_DELAY: Duration = Duration::from_secs(5);
-/// The longest delay where it was not the broker itself that said no: asking the network again costs
-/// nobody anything, and a broker that comes back is noticed soon.
+/// The longest delay where it was not the broker itself that said no: a broker is back, and soon seen.
 const LAST_DELAY_NETWORK: Duration = Duration::from_millis(800);
 /// A connection that lived this long was a success, after which the delays begin anew. Shorter
 /// ones, as of two clients with one client id that throw each other out, must not spin.
