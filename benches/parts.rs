@@ -10,15 +10,14 @@ use bytes::Bytes;
 use divan::{AllocProfiler, Bencher, black_box};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response};
+use recado::base::topic::Topic;
+use recado::gateway::pending::Pending;
 use recado::http::chunked::Decoder;
 use recado::http::head::{Scanner, parse};
-use recado::message::http::{read_reply, read_request, write_reply, write_request};
-use recado::message::{
-    Correlation, Message, Properties, Sent, add_received, ask, canonical, read_json_reply,
-    received, request_properties, wrap_response,
-};
-use recado::pending::Pending;
-use recado::topic::Topic;
+use recado::wire::deadline::{Sent, request_properties};
+use recado::wire::http::{read_reply, read_request, write_reply, write_request};
+use recado::wire::json::{add_received, ask, canonical, read_json_reply, received, wrap_response};
+use recado::wire::{Correlation, Message, Properties};
 
 #[global_allocator]
 static ALLOC: AllocProfiler = AllocProfiler::system();

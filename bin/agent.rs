@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use recado::agent::Agent;
-use recado::config::AgentSettings;
+use recado::config;
 use recado::{cli, service};
 
 fn main() -> ExitCode {
     cli::run(|flags: cli::Agent| {
-        let settings = AgentSettings::load(&flags)?;
+        let settings = config::agent(&flags)?;
         if flags.check {
             Agent::check(&settings)?;
             return cli::print(&settings);

@@ -2,13 +2,13 @@
 
 use std::process::ExitCode;
 
-use recado::config::GatewaySettings;
+use recado::config;
 use recado::gateway::Gateway;
 use recado::{cli, service};
 
 fn main() -> ExitCode {
     cli::run(|flags: cli::Api1| {
-        let settings = GatewaySettings::load(&flags)?;
+        let settings = config::gateway(&flags)?;
         if flags.check {
             Gateway::check(&settings)?;
             return cli::print(&settings);

@@ -1,8 +1,8 @@
-//! api_2, the demo service behind the agent. See `recado::backend`.
+//! api_2, the demo service behind the agent. See `recado::tools::backend`.
 
 use std::process::ExitCode;
 
-use recado::backend::Backend;
+use recado::tools::backend::Backend;
 use recado::{cli, config, service};
 
 fn main() -> ExitCode {

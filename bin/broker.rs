@@ -1,8 +1,8 @@
-//! An MQTT broker for development and tests. See `recado::broker`.
+//! An MQTT broker for development and tests. See `recado::tools::broker`.
 
 use std::process::ExitCode;
 
-use recado::broker::Broker;
+use recado::tools::broker::Broker;
 use recado::{cli, config, service};
 
 fn main() -> ExitCode {

@@ -1,8 +1,9 @@
-//! client_b, the smallest publisher. See `recado::clients`.
+//! client_b, the smallest publisher. See `recado::tools::clients`.
 
 use std::process::ExitCode;
 
-use recado::{cli, clients};
+use recado::cli;
+use recado::tools::clients;
 
 fn main() -> ExitCode {
     cli::run(|flags: cli::ClientB| clients::publish(&flags))

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::Front;
-use crate::error::{Error, Result};
-use crate::topic::{Id, Topic, TopicFilter};
+use crate::base::error::{Error, Result};
+use crate::base::topic::{Id, Topic, TopicFilter};
+use crate::front::FrontKind;
 
 macro_rules! log_variable {
     () => {
@@ -22,6 +22,7 @@ macro_rules! log_variable {
 
 /// What `--help` says of the variables that no flag has.
 const LOG: &str = log_variable!();
+
 /// The same for what connects to a broker.
 const LOG_AND_LOGIN: &str = concat!(
     log_variable!(),
@@ -59,7 +60,7 @@ pub struct Api1 {
     pub listen: Option<String>,
     /// The HTTP server to use [default: guarded]
     #[arg(long, value_enum)]
-    pub front: Option<Front>,
+    pub front: Option<FrontKind>,
     /// Check the settings, print what would be used, and exit
     #[arg(long)]
     pub check: bool,
@@ -186,7 +187,7 @@ pub struct Broker {
 /// code; an error goes to standard error with its whole chain.
 pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode {
     let flags = Flags::parse();
-    let result = crate::logging::init().and_then(|logging| {
+    let result = crate::base::logging::init().and_then(|logging| {
         let result = program(flags);
         // Before anything else is printed.
         drop(logging);

@@ -25,36 +25,24 @@
 //! signals ─▶ main     unsubscribe, finish what is in hand, say goodbye, join
 //! ```
 //!
-//! To read the code, begin with what is pure, then the threads, then the services:
+//! The rooms, each of which uses only those before it; read them in this order:
 //!
-//! 1. [`message`]: what travels, byte for byte; [`topic`]: where; [`backoff`]: when again.
-//! 2. [`pending`]: the table of who waits for which reply.
-//! 3. [`threads`]: named threads and the stop signal; [`pool`]: workers that come and go.
-//! 4. [`link`]: the connection to the broker and its thread.
-//! 5. [`http`]: the two fronts, problem documents, the upstream client.
-//! 6. [`gateway`] (api_1), [`agent`], [`backend`] (api_2), [`clients`] (client_a, client_b),
-//!    [`broker`]: these put the pieces together.
-//! 7. [`config`], [`cli`], [`service`], [`logging`], [`error`]: what every program needs.
+//! 1. [`base`]: errors, topics, named threads and the stop signal, workers that come and go.
+//! 2. [`wire`]: what travels, byte for byte. [`http`]: HTTP without sockets.
+//! 3. [`link`]: the connection to the broker and its thread.
+//! 4. [`front`]: the two HTTP servers. [`upstream`]: the HTTP client.
+//! 5. [`gateway`] (api_1) and [`agent`]: these put the pieces together.
+//! 6. [`cli`], [`config`], [`tools`], [`service`]: what makes programs of them.
 
 pub mod agent;
-pub mod backend;
-pub mod backoff;
-#[cfg(feature = "broker")]
-pub mod broker;
-mod budget;
+pub mod base;
 pub mod cli;
-pub mod clients;
-mod clock;
 pub mod config;
-mod connect;
-pub mod error;
+pub mod front;
 pub mod gateway;
 pub mod http;
 pub mod link;
-pub mod logging;
-pub mod message;
-pub mod pending;
-pub mod pool;
 pub mod service;
-pub mod threads;
-pub mod topic;
+pub mod tools;
+pub mod upstream;
+pub mod wire;

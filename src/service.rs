@@ -1,7 +1,7 @@
 //! The life of a program that runs until it is told to stop.
 
-use crate::error::Result;
-use crate::threads::{Hangup, SignalThread, stop_signal};
+use crate::base::error::Result;
+use crate::base::threads::{Hangup, SignalThread, stop_signal};
 
 /// Starts a service, waits for SIGINT or SIGTERM, stops it. The first failure is the result.
 ///

@@ -10,8 +10,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::clock::Moment;
-use crate::message::Sent;
+use crate::base::clock::Moment;
+use crate::wire::deadline::Sent;
 
 /// How many gateways' clocks are remembered.
 const MAX_GATEWAYS: usize = 256;

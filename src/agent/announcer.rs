@@ -16,13 +16,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::clock::Moment;
-use crate::config::AgentSettings;
-use crate::gateway::random_id;
+use super::settings::AgentSettings;
+use crate::base::clock::Moment;
+use crate::base::threads::lock;
+use crate::base::topic::Id;
 use crate::link::{PublishError, Publisher};
-use crate::message::presence::{self, Announcement};
-use crate::message::{Message, Properties, Qos};
-use crate::threads::lock;
+use crate::wire::presence::{self, Announcement};
+use crate::wire::{Message, Properties, Qos};
 
 /// How many agents with the same id are remembered.
 const MAX_TWINS: usize = 64;
@@ -76,7 +76,7 @@ impl Announcer {
                 since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 topics,
-                instance: random_id().to_string(),
+                instance: Id::random().to_string(),
                 refresh_s: Some(settings.presence_refresh.as_secs()),
                 denied: Vec::new(),
                 leaving: false,

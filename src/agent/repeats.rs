@@ -10,11 +10,10 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::reply::Shares;
-use crate::http::Response;
-use crate::http::problem::{Outcome, Problem};
-use crate::message::{DEADLINE_MS, Message, Qos, SENT};
-use crate::threads::lock;
+use super::outcome::Ended;
+use crate::base::threads::lock;
+use crate::wire::deadline::{DEADLINE_MS, SENT};
+use crate::wire::{Message, Qos};
 
 /// How many requests are remembered.
 const MAX_ENTRIES: usize = 1024;
@@ -26,8 +25,6 @@ const MAX_AGE: Duration = Duration::from_secs(120);
 const MAX_WAITING: usize = 16;
 /// The longest Idempotency-Key that is heeded, in bytes.
 const MAX_KEY_BYTES: usize = 255;
-/// What an entry costs besides the body of its reply, in bytes.
-const OVERHEAD: usize = 512;
 
 /// Fields that differ from one attempt to the next.
 const VOLATILE: [&str; 5] = [
@@ -89,36 +86,6 @@ impl Key {
             }
             Key(key.into())
         })
-    }
-}
-
-/// How a request ended.
-#[derive(Debug, Clone)]
-pub(super) enum Ended {
-    /// With an answer of the upstream.
-    Answered(Response, Shares),
-    /// With an error of the agent's own.
-    Failed(Problem, Shares),
-}
-
-impl Ended {
-    // What was not executed may be tried again.
-    fn is_final(&self) -> bool {
-        match self {
-            Ended::Answered(..) => true,
-            Ended::Failed(problem, _) => problem.outcome == Outcome::Unknown,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Ended::Answered(response, _) => {
-                let fields = response.headers().iter();
-                let head = fields.map(|(name, value)| name.as_str().len() + value.len());
-                head.sum::<usize>() + response.body().len() + OVERHEAD
-            }
-            Ended::Failed(..) => OVERHEAD,
-        }
     }
 }
 
@@ -252,8 +219,11 @@ mod tests {
     use bytes::Bytes;
     use http::StatusCode;
 
+    use super::super::outcome::Spent;
     use super::*;
-    use crate::message::{Hop, Properties};
+    use crate::http::Response;
+    use crate::http::problem::Problem;
+    use crate::wire::{Hop, Properties};
 
     fn key(correlation: &'static str) -> Key {
         let message = Message {
@@ -268,7 +238,7 @@ mod tests {
     }
 
     fn answered(size: usize) -> Ended {
-        Ended::Answered(Response::new(vec![0; size].into()), Shares::default())
+        Ended::Answered(Response::new(vec![0; size].into()), Spent::default())
     }
 
     #[test]
@@ -292,8 +262,8 @@ mod tests {
         let repeats = Repeats::new();
         let now = Instant::now();
         let problem = Problem::new(StatusCode::BAD_GATEWAY, Hop::Upstream, "refused");
-        let failed = Ended::Failed(problem.clone(), Shares::default());
-        let unknown = Ended::Failed(problem.outcome_unknown(), Shares::default());
+        let failed = Ended::Failed(problem.clone(), Spent::default());
+        let unknown = Ended::Failed(problem.outcome_unknown(), Spent::default());
         for (ended, again) in [(Some(failed), true), (None, true), (Some(unknown), false)] {
             assert!(matches!(repeats.see(&key("a"), 1, 1, now), Seen::New(1)));
             assert!(repeats.end(&key("a"), ended.as_ref(), now).is_empty());

@@ -2,26 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
-use super::repeats::Ended;
-use super::worker::Job;
-use crate::clock::Moment;
-use crate::config::AgentSettings;
-use crate::http::Response;
-use crate::http::problem::Problem;
+use super::settings::AgentSettings;
+use crate::base::clock::Moment;
+use crate::base::threads::lock;
+use crate::base::topic::Topic;
 use crate::link::{PublishError, Publisher};
-use crate::logging::excerpt;
-use crate::message::http::write_reply;
-use crate::message::{
-    self, ERROR, Hop, JSON, Message, PROBLEM_JSON, Properties, Qos, STATUS, TIMING, legacy_error,
-    timing_text,
-};
-use crate::threads::lock;
-use crate::topic::Topic;
+use crate::wire::reply::{ERROR, STATUS};
+use crate::wire::{Hop, JSON, Message, PROBLEM_JSON, Properties};
 
 /// How many replies may be owed, and how many bytes each may have.
 const MAX_OWED: usize = 1024;
@@ -29,9 +20,9 @@ const OWED_BYTES: usize = 4 * 1024;
 
 /// Where a request is answered.
 pub(super) struct ReplyTo {
-    topic: String,
-    correlation: Option<Bytes>,
-    form: Form,
+    pub topic: String,
+    pub correlation: Option<Bytes>,
+    pub form: Form,
 }
 
 /// What the requester reads.
@@ -106,7 +97,7 @@ pub(super) struct Owed {
 }
 
 impl Owed {
-    fn publish(
+    pub fn publish(
         &self,
         publisher: &Publisher,
         message: Message,
@@ -140,92 +131,7 @@ impl Owed {
     }
 }
 
-/// How long a request was where.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Shares {
-    pub queue: Duration,
-    pub upstream: Duration,
-}
-
-impl Job {
-    /// Publishes how the request ended.
-    pub fn end(&self, ended: &Ended, patience: Patience) {
-        match ended {
-            Ended::Answered(response, shares) => self.reply(response, *shares, patience),
-            Ended::Failed(problem, shares) => self.reply_problem(problem, *shares, patience),
-        }
-    }
-
-    // Publishes an answer of the upstream. The caller must not wait in vain for what can't be carried.
-    fn reply(&self, response: &Response, shares: Shares, patience: Patience) {
-        let problem = match self.publish(response, None, shares, patience) {
-            Ok(()) | Err(PublishError::NotConnected(_)) => return,
-            Err(why @ (PublishError::TooLarge { .. } | PublishError::NotSupported(_))) => {
-                let detail = format!("the reply can't be carried: {why}");
-                Problem::new(StatusCode::BAD_GATEWAY, Hop::Agent, detail)
-            }
-            Err(why @ (PublishError::Busy | PublishError::Stalled(_))) => {
-                let detail = format!("the reply found no place on the way to the broker: {why}");
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, detail)
-            }
-        };
-        self.reply_problem(&problem.outcome_unknown(), shares, Patience::None);
-    }
-
-    /// Publishes an error.
-    pub fn reply_problem(&self, problem: &Problem, shares: Shares, patience: Patience) {
-        let body = match self.reply_to.form {
-            Form::Legacy => legacy_error(&problem.detail, &self.message.payload),
-            Form::Json | Form::Http(_) => problem.document(None),
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = problem.status;
-        let _ = self.publish(&response, Some(problem.hop), shares, patience);
-    }
-
-    fn publish(
-        &self,
-        response: &Response,
-        error: Option<Hop>,
-        shares: Shares,
-        patience: Patience,
-    ) -> Result<(), PublishError> {
-        let mut properties = match &self.reply_to.form {
-            Form::Legacy => Properties::default(),
-            Form::Json => json_properties(response.status(), error),
-            Form::Http(method) => write_reply(response, error, method),
-        };
-        if self.reply_to.form != Form::Legacy {
-            properties.correlation_data = self.reply_to.correlation.clone();
-            let timing = timing_text(shares.queue, shares.upstream);
-            properties.user.push((TIMING.to_owned(), timing));
-            let left = self.deadline.since(Moment::now());
-            // At least a second: zero would let the broker drop it at once.
-            properties.message_expiry_interval = Some(message::whole_seconds(left).max(1));
-        }
-        let message = Message {
-            topic: self.reply_to.topic.clone(),
-            payload: response.body().clone(),
-            qos: self.message.qos.min(Qos::AtLeastOnce),
-            properties,
-            ..Message::default()
-        };
-        let published = match patience {
-            Patience::UntilDeadline => {
-                let deadline = self.deadline.instant();
-                self.publisher.publish_before(message, deadline)
-            }
-            Patience::None => self.owed.publish(&self.publisher, message, self.deadline),
-        };
-        if let Err(why) = &published {
-            let topic = excerpt(self.reply_to.topic.as_bytes());
-            log::warn!("the reply to {topic} is not sent: {why}");
-        }
-        published
-    }
-}
-
-fn json_properties(status: StatusCode, error: Option<Hop>) -> Properties {
+pub(super) fn json_properties(status: StatusCode, error: Option<Hop>) -> Properties {
     let content_type = if error.is_some() { PROBLEM_JSON } else { JSON };
     let mut properties = Properties {
         content_type: Some(content_type.to_owned()),

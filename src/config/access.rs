@@ -1,64 +1,16 @@
 //! Who may call api_1: bearer tokens, and the proxies that are believed.
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
+use crate::gateway::{Access, Token};
 
 /// The shortest token, in characters: shorter ones can be guessed.
 const MIN_TOKEN: usize = 16;
-
-/// Who may call a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
-    /// Everybody.
-    Public,
-    /// Whoever has a token, if there are any tokens; else everybody.
-    AnyToken,
-    /// Whoever has one of the tokens with these names.
-    Tokens(Vec<String>),
-}
-
-/// A token and its name, so that one of several can be withdrawn.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token {
-    /// What the upstream knows its owner by.
-    pub name: String,
-    /// The secret.
-    pub secret: String,
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:***", self.name)
-    }
-}
-
-/// Who may call, and who is believed.
-#[derive(Debug, Clone, Default)]
-pub struct Access {
-    /// The tokens; empty: no route needs one.
-    pub tokens: Vec<Token>,
-    /// Where the tokens came from.
-    pub tokens_file: Option<PathBuf>,
-    /// Whose `X-Forwarded-*` and `Forwarded` fields are believed.
-    pub trusted_proxies: Vec<IpNet>,
-}
-
-impl Access {
-    /// Whether a peer's word on whom it forwards for is believed.
-    pub fn trusts(&self, peer: SocketAddr) -> bool {
-        // A socket that listens on :: sees IPv4 clients in IPv6 clothes.
-        let address = peer.ip().to_canonical();
-        self.trusted_proxies
-            .iter()
-            .any(|net| net.contains(&address))
-    }
-}
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -128,7 +80,7 @@ fn read_tokens(path: &Path) -> Result<Vec<Token>> {
                  `openssl rand -hex 32`",
             ));
         }
-        if crate::topic::Id::new(name).is_err() {
+        if crate::base::topic::Id::new(name).is_err() {
             return Err(wrong("a name is 1 to 64 of A-Z a-z 0-9 _ -"));
         }
         if tokens

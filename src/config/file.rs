@@ -1,91 +1,23 @@
 //! The shapes of the configuration files.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use http::Method;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::access::{Admission, RawAccess};
-use super::login::TlsFiles;
+use super::access::RawAccess;
 use super::service::{Direct, PartService};
-use super::source::{apart, apart_if_any};
-use super::{BrokerUrl, Front, HttpLimits, UpstreamUrl};
-use crate::message::Qos;
-use crate::topic::{Id, Topic};
-
-/// A whole number of a file within bounds, so that the file's own error names the place.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Within<const MIN: u64, const MAX: u64>(u64);
-
-impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Within<MIN, MAX> {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        struct Visitor<const MIN: u64, const MAX: u64>;
-
-        impl<const MIN: u64, const MAX: u64> serde::de::Visitor<'_> for Visitor<MIN, MAX> {
-            type Value = Within<MIN, MAX>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a whole number from {MIN} to {MAX}")
-            }
-
-            fn visit_u64<E: serde::de::Error>(
-                self,
-                found: u64,
-            ) -> std::result::Result<Self::Value, E> {
-                if (MIN..=MAX).contains(&found) {
-                    Ok(Within(found))
-                } else {
-                    Err(E::invalid_value(
-                        serde::de::Unexpected::Unsigned(found),
-                        &self,
-                    ))
-                }
-            }
-
-            fn visit_i64<E: serde::de::Error>(
-                self,
-                found: i64,
-            ) -> std::result::Result<Self::Value, E> {
-                match u64::try_from(found) {
-                    Ok(found) => self.visit_u64(found),
-                    Err(_) => Err(E::invalid_value(
-                        serde::de::Unexpected::Signed(found),
-                        &self,
-                    )),
-                }
-            }
-        }
-        deserializer.deserialize_u64(Visitor::<MIN, MAX>)
-    }
-}
-
-impl<const MIN: u64, const MAX: u64> Within<MIN, MAX> {
-    pub(super) fn millis(self) -> Duration {
-        Duration::from_millis(self.0)
-    }
-
-    pub(super) fn seconds(self) -> Duration {
-        Duration::from_secs(self.0)
-    }
-
-    // Every use has a MAX that fits; `usize` has 32 bits at least.
-    pub(super) fn size(self) -> usize {
-        usize::try_from(self.0).unwrap_or(usize::MAX)
-    }
-}
-
-pub(super) type TimeoutMs = Within<1, 600_000>;
-type KeepAliveS = Within<5, 3_600>;
-type BodyBytes = Within<1, 67_108_864>;
-type BufferedBytes = Within<1024, 4_294_967_295>;
-pub(super) type Count = Within<1, 65_535>;
+use super::values::{
+    BodyBytes, BufferedBytes, Count, KeepAliveS, ListenAddress, MethodName, Template, TimeoutMs,
+    Within, apart, apart_if_any,
+};
+use crate::base::topic::{Id, Topic};
+use crate::front::{FrontKind, HttpLimits};
+use crate::gateway::{Admission, DEFAULT_TIMEOUT, Mode};
+use crate::link::{BrokerUrl, TlsFiles};
+use crate::upstream::UpstreamUrl;
+use crate::wire::Qos;
 
 /// api_1's file.
 #[derive(Deserialize, Default)]
@@ -97,7 +29,7 @@ pub(super) struct Gateway {
     pub tls: TlsFiles,
     pub listen: Option<ListenAddress>,
     pub id: Option<Id>,
-    pub front: Option<Front>,
+    pub front: Option<FrontKind>,
     pub keep_alive_s: Option<KeepAliveS>,
     pub max_waiting: Option<Count>,
     pub presence: Option<bool>,
@@ -151,7 +83,7 @@ impl Http {
 #[derive(Deserialize)]
 #[serde(try_from = "RawRoute")]
 pub(super) struct Route {
-    pub route: super::Route,
+    pub route: crate::gateway::Route,
     pub path_at: Range<usize>,
     pub response_topic_at: Range<usize>,
     pub tokens_at: Range<usize>,
@@ -212,11 +144,11 @@ impl TryFrom<RawRoute> for Route {
             }
         }
         let mode = match (raw.mode, response_topic) {
-            (ModeName::Http, None) => super::Mode::Http,
+            (ModeName::Http, None) => Mode::Http,
             (ModeName::Http, Some(_)) => {
                 return Err("response_topic: only a route with mode = \"json\" has one".into());
             }
-            (ModeName::Json, Some(response_topic)) => super::Mode::Json { response_topic },
+            (ModeName::Json, Some(response_topic)) => Mode::Json { response_topic },
             (ModeName::Json, None) => {
                 return Err("response_topic: a route with mode = \"json\" needs one".into());
             }
@@ -232,15 +164,13 @@ impl TryFrom<RawRoute> for Route {
             (_, Some(names)) => Admission::Tokens(names),
             (_, None) => Admission::AnyToken,
         };
-        let route = super::Route {
+        let route = crate::gateway::Route {
             admission,
             path,
             methods: raw.methods.into_iter().map(|method| method.0).collect(),
             request_topic: raw.request_topic.0,
             mode,
-            timeout: raw
-                .timeout_ms
-                .map_or(super::DEFAULT_TIMEOUT, Within::millis),
+            timeout: raw.timeout_ms.map_or(DEFAULT_TIMEOUT, Within::millis),
             qos: match raw.qos {
                 Some(Within(1)) => Qos::AtLeastOnce,
                 _ => Qos::AtMostOnce,
@@ -252,32 +182,6 @@ impl TryFrom<RawRoute> for Route {
             response_topic_at,
             tokens_at,
         })
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Template(super::TopicTemplate);
-
-impl TryFrom<String> for Template {
-    type Error = crate::topic::InvalidTopic;
-
-    fn try_from(text: String) -> std::result::Result<Template, Self::Error> {
-        super::TopicTemplate::new(&text).map(Template)
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct MethodName(pub Method);
-
-impl TryFrom<String> for MethodName {
-    type Error = String;
-
-    fn try_from(text: String) -> std::result::Result<MethodName, String> {
-        Method::from_bytes(text.as_bytes())
-            .map(MethodName)
-            .map_err(|_| format!("found {text:?}, allowed is a method such as GET"))
     }
 }
 
@@ -302,21 +206,6 @@ pub(super) struct Agent {
     pub reply_prefixes: Option<Vec<String>>,
     pub direct: Direct,
     pub service: Option<Vec<PartService>>,
-}
-
-/// An address to listen on.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct ListenAddress(pub SocketAddr);
-
-impl TryFrom<String> for ListenAddress {
-    type Error = String;
-
-    fn try_from(text: String) -> std::result::Result<ListenAddress, String> {
-        super::resolve(&text).map(ListenAddress).ok_or_else(|| {
-            format!("found {text:?}, allowed is \"ADDRESS:PORT\", e.g. \"127.0.0.1:5000\"")
-        })
-    }
 }
 
 #[cfg(test)]

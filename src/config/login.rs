@@ -2,22 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::BrokerUrl;
-use crate::error::{Error, Result};
-
-/// The files of a TLS connection, all in PEM.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TlsFiles {
-    /// The certificate authorities to trust; none: those of the system.
-    pub ca_file: Option<PathBuf>,
-    /// The client certificate, with the chain up to the authority that the broker knows.
-    pub certificate_file: Option<PathBuf>,
-    /// The key of the client certificate.
-    pub key_file: Option<PathBuf>,
-}
+use crate::base::error::{Error, Result};
+use crate::link::{BrokerUrl, TlsFiles};
 
 /// What a configuration file says of it.
 #[derive(Default)]

@@ -3,63 +3,15 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use http::Method;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::UpstreamUrl;
-use super::file::{Count, MethodName, TimeoutMs, Within};
-use super::route::constant_topic;
-use super::source::apart;
-use crate::topic::{Id, Topic};
-
-/// One service of the agent.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// Its name, and the group of agents that share its requests; none for the requests to this
-    /// very agent.
-    pub name: Option<Id>,
-    /// Where requests come from.
-    pub request_topic: Topic,
-    /// How they are executed.
-    pub mode: ServiceMode,
-    /// The HTTP service to call.
-    pub upstream: UpstreamUrl,
-    /// How many requests are called upstream at a time.
-    pub workers: usize,
-    /// How many requests wait for a worker.
-    pub queue: usize,
-    /// How long a request that states no deadline may take.
-    pub timeout: Duration,
-}
-
-/// How the requests of a service are executed.
-#[derive(Debug, Clone)]
-pub enum ServiceMode {
-    /// The payload is JSON, and is posted to one path below the upstream.
-    Json {
-        /// Where requests without a Response Topic are answered.
-        response_topic: Topic,
-        /// The path.
-        path: String,
-    },
-    /// The message is an HTTP request.
-    Http {
-        /// What is put before each path.
-        path_prefix: String,
-        /// What may be called.
-        allow: Allow,
-    },
-}
-
-/// Which requests a service takes; the others are answered with 403.
-#[derive(Debug, Clone, Default)]
-pub struct Allow {
-    /// The methods; empty: every one.
-    pub methods: Vec<Method>,
-    /// Patterns of paths: `/public/{*rest}`; empty: every one.
-    pub paths: Vec<String>,
-}
+use super::values::{
+    Count, HttpPath, MethodName, PathPattern, PathPrefix, TimeoutMs, Within, apart,
+};
+use crate::agent::{Allow, Service, ServiceMode};
+use crate::base::topic::{Id, Topic, constant_topic};
+use crate::upstream::UpstreamUrl;
 
 /// What a service takes from the agent's general settings.
 pub(super) struct Defaults {
@@ -144,31 +96,6 @@ fn allow(methods: Vec<MethodName>, paths: Vec<PathPattern>) -> Result<Allow, Str
     };
     allow.router()?;
     Ok(allow)
-}
-
-impl Allow {
-    /// What matches the allowed paths, decoded.
-    ///
-    /// Errors: two patterns mean the same paths; which.
-    pub fn router(&self) -> Result<matchit::Router<()>, String> {
-        let mut router = matchit::Router::new();
-        for path in &self.paths {
-            let decoded = percent_encoding::percent_decode_str(path);
-            let decoded = decoded.decode_utf8_lossy();
-            router.insert(decoded.as_ref(), ()).map_err(|error| {
-                let other = match error {
-                    matchit::InsertError::Conflict { with } => with,
-                    other => other.to_string(),
-                };
-                format!("paths: found {path:?} beside {other:?}, allowed are patterns of different paths")
-            })?;
-            // `{*rest}` may be empty: /public/.
-            if let Some((before, _)) = decoded.split_once("{*") {
-                let _ = router.insert(before, ());
-            }
-        }
-        Ok(router)
-    }
 }
 
 /// A service of the file, checked but for what it takes from the general settings.
@@ -298,62 +225,6 @@ impl TryFrom<RawService> for PartService {
             queue: raw.queue.map(Within::size),
             timeout: raw.timeout_ms.map(Within::millis),
         })
-    }
-}
-
-/// A path that requests can ask for: it begins with a slash and holds no query.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct HttpPath(String);
-
-impl TryFrom<String> for HttpPath {
-    type Error = String;
-
-    fn try_from(path: String) -> Result<HttpPath, String> {
-        let valid = path.starts_with('/')
-            && path
-                .parse::<http::Uri>()
-                .is_ok_and(|uri| uri.path() == path && uri.query().is_none());
-        match valid {
-            true => Ok(HttpPath(path)),
-            false => Err(format!("found {path:?}, allowed is a path such as /ping")),
-        }
-    }
-}
-
-/// What is put before paths: nothing, or a path without a slash at its end.
-#[derive(Deserialize, Default)]
-#[serde(try_from = "String")]
-struct PathPrefix(String);
-
-impl TryFrom<String> for PathPrefix {
-    type Error = String;
-
-    fn try_from(path: String) -> Result<PathPrefix, String> {
-        if path.is_empty() {
-            return Ok(PathPrefix(path));
-        }
-        let HttpPath(path) = HttpPath::try_from(path)?;
-        Ok(PathPrefix(path.trim_end_matches('/').to_owned()))
-    }
-}
-
-/// A pattern of paths.
-#[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct PathPattern(String);
-
-impl TryFrom<String> for PathPattern {
-    type Error = String;
-
-    fn try_from(path: String) -> Result<PathPattern, String> {
-        let known = matchit::Router::new().insert(path.as_str(), ());
-        match known {
-            Ok(()) if path.starts_with('/') => Ok(PathPattern(path)),
-            _ => Err(format!(
-                "found {path:?}, allowed is a pattern such as /public/{{*rest}}"
-            )),
-        }
     }
 }
 

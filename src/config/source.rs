@@ -5,24 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
-use toml::Spanned;
 
 use super::file;
-use super::route::OWN_PATHS;
-use crate::error::{Error, Result};
-
-/// A value of a file, and where it stands.
-pub(super) fn apart<T>(value: Spanned<T>) -> (T, Range<usize>) {
-    let span = value.span();
-    (value.into_inner(), span)
-}
-
-pub(super) fn apart_if_any<T>(value: Option<Spanned<T>>) -> (Option<T>, Range<usize>) {
-    match value.map(apart) {
-        Some((value, span)) => (Some(value), span),
-        None => (None, 0..0),
-    }
-}
+use crate::base::error::{Error, Result};
+use crate::gateway::OWN_PATHS;
 
 /// The text of a configuration file, for what is found wrong only once all of it is read.
 pub(super) struct Source {

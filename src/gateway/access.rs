@@ -3,9 +3,9 @@
 use http::{HeaderMap, StatusCode, header};
 use subtle::ConstantTimeEq;
 
-use crate::config::{Access, Admission};
+use super::settings::{Access, Admission};
 use crate::http::problem::Problem;
-use crate::message::Hop;
+use crate::wire::Hop;
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ fn unauthorized(detail: &str, challenge: &'static str) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Token;
+    use crate::gateway::settings::Token;
 
     fn access() -> Access {
         let token = |name: &str, secret: &str| Token {

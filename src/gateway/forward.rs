@@ -6,89 +6,90 @@ use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{StatusCode, Version};
 
-use super::inbox::{Call, bad_reply, denied, random_correlation};
+use super::carrier::{Answer, Asked, Carrier};
+use super::inbox::{Call, bad_reply, broker_away, denied, no_agent, random_correlation};
 use super::onward::{append, ends_here, onward};
-use super::presence::Target;
-use super::{Answer, Asked, Shared, broker_away, no_agent};
+use super::table::Target;
 use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::message::http::{read_reply, write_request};
-use crate::message::{Hop, error, request_properties};
+use crate::wire::Hop;
+use crate::wire::deadline::request_properties;
+use crate::wire::http::{read_reply, write_request};
+use crate::wire::reply::error;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-impl Shared {
-    /// Carries a request to an agent and its reply back.
-    pub(super) fn forward(&self, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
-        let Asked {
-            route: number,
-            found,
-            request,
-            client,
-            caller,
-            id,
-            begun,
-        } = *asked;
-        let route = &self.router.routes()[number];
-        refuse_upgrade(request)?;
-        if let Some(response) = ends_here(request, &route.methods) {
-            return Ok(response.into());
-        }
-        let topic = self.router.topic(number, found)?;
-        let inbox = self.inboxes.of(number);
-        self.publisher
-            .connected()
-            .map_err(|why| broker_away(&why))?;
-        self.inboxes.check(&self.publisher)?;
-        match self.presence.http_target(&topic, inbox.topic(), begun) {
-            Target::There => {}
-            Target::Absent => return Err(no_agent(topic.as_str())),
-            Target::NotKnownYet => return Err(self.not_known_yet()),
-            Target::Denied(what) => return Err(denied(what)),
-        }
-        let target = self.router.target(number, request);
-        let target: PathAndQuery = target.parse().map_err(|_| {
-            let detail = format!("the target {target:?} can't be passed on");
-            Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
-        })?;
-        let timeout = timeout(request, route.timeout);
-        let correlation = random_correlation()?;
-        let time_left = timeout.saturating_sub(begun.elapsed());
-        let sent = self.inboxes.sent_now();
-        let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
-        properties.content_type = None;
-        let trusted = self.access.trusts(client.peer);
-        let onward = onward(request, client.peer, trusted, caller, id);
-        write_request(&onward, &target, &mut properties);
-        log::debug!(
-            "request {id}: {} {target} to {topic} as {correlation:?}",
-            request.method()
-        );
-        let (reply, timing) = inbox.call(
-            &self.publisher,
-            client,
-            &self.presence,
-            Call {
-                topic,
-                payload: onward.into_body(),
-                properties,
-                qos: route.qos,
-                open: false,
-                correlation,
-                deadline: begun + timeout,
-                timeout,
-            },
-        )?;
-        let mut response = read_reply(&reply, request.method())
-            .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
-        let error = error(&reply.properties)
-            .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
-        if let Some(hop) = error {
-            return Err(Problem::from_agent(response.status(), hop, &reply.payload));
-        }
-        append(response.headers_mut(), header::VIA, "1.1 recado");
-        Ok(Answer { response, timing })
+/// Carries a request to an agent and its reply back.
+pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
+    let Asked {
+        route: number,
+        found,
+        request,
+        client,
+        caller,
+        id,
+        begun,
+    } = *asked;
+    let route = &carrier.router.routes()[number];
+    refuse_upgrade(request)?;
+    if let Some(response) = ends_here(request, &route.methods) {
+        return Ok(response.into());
     }
+    let topic = carrier.router.topic(number, found)?;
+    let inbox = carrier.inboxes.of(number);
+    carrier
+        .publisher
+        .connected()
+        .map_err(|why| broker_away(&why))?;
+    carrier.inboxes.check(&carrier.publisher)?;
+    match carrier.presence.http_target(&topic, inbox.topic(), begun) {
+        Target::There => {}
+        Target::Absent => return Err(no_agent(topic.as_str())),
+        Target::NotKnownYet => return Err(carrier.not_known_yet()),
+        Target::Denied(what) => return Err(denied(what)),
+    }
+    let target = carrier.router.target(number, request);
+    let target: PathAndQuery = target.parse().map_err(|_| {
+        let detail = format!("the target {target:?} can't be passed on");
+        Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
+    })?;
+    let timeout = timeout(request, route.timeout);
+    let correlation = random_correlation()?;
+    let time_left = timeout.saturating_sub(begun.elapsed());
+    let sent = carrier.inboxes.sent_now();
+    let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
+    properties.content_type = None;
+    let trusted = carrier.access.trusts(client.peer);
+    let onward = onward(request, client.peer, trusted, caller, id);
+    write_request(&onward, &target, &mut properties);
+    log::debug!(
+        "request {id}: {} {target} to {topic} as {correlation:?}",
+        request.method()
+    );
+    let (reply, timing) = inbox.call(
+        &carrier.publisher,
+        client,
+        &carrier.presence,
+        Call {
+            topic,
+            payload: onward.into_body(),
+            properties,
+            qos: route.qos,
+            open: false,
+            correlation,
+            deadline: begun + timeout,
+            timeout,
+        },
+    )?;
+    let mut response = read_reply(&reply, request.method())
+        .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+    let error = error(&reply.properties)
+        .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+    if let Some(hop) = error {
+        return Err(Problem::from_agent(response.status(), hop, &reply.payload));
+    }
+    append(response.headers_mut(), header::VIA, "1.1 recado");
+    Ok(Answer { response, timing })
 }
 
 /// How long this caller waits: the route's time, or less if it asks for less (RFC 7240,

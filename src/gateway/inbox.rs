@@ -1,27 +1,29 @@
 //! Where replies come in, and how they find who waits for them.
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
 
+use super::pending::{Completion, GaveUp, Pending};
 use super::presence::Presence;
 use super::probe::Probe;
 use super::router::Router;
-use super::{broker_away, no_agent, random_id};
-use crate::clock::Moment;
-use crate::config::GatewaySettings;
-use crate::error::{Error, Result};
+use super::settings::GatewaySettings;
+use super::timing::Timing;
+use crate::base::clock::Moment;
+use crate::base::error::{Error, Result};
+use crate::base::logging::excerpt;
+use crate::base::topic::{Id, Topic, TopicFilter};
+use crate::front::Client;
+use crate::http::client_gone;
 use crate::http::problem::{Problem, RETRY_AFTER};
-use crate::http::{Client, client_gone};
 use crate::link::{Acknowledgement, Delivery, PublishError, Publisher, Subscription};
-use crate::logging::excerpt;
-use crate::message::presence;
-use crate::message::{Correlation, ERROR, Hop, Message, Properties, Qos, Sent, received, timing};
-use crate::pending::{Completion, GaveUp, Pending};
-use crate::topic::{Id, Topic, TopicFilter};
+use crate::wire::deadline::Sent;
+use crate::wire::json::received;
+use crate::wire::reply::{ERROR, timing};
+use crate::wire::{Correlation, Hop, Message, Properties, Qos, presence};
 
 /// How often a waiting request looks whether its client is still there, and who it asks able to answer.
 const LOOK: Duration = Duration::from_millis(200);
@@ -60,41 +62,6 @@ pub(super) struct Call {
     pub timeout: Duration,
 }
 
-/// Which share of a request's time was spent where.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Timing {
-    // Between publishing the request and having the reply.
-    away: Option<Duration>,
-    queue: Duration,
-    upstream: Duration,
-}
-
-impl Timing {
-    /// The value of Server-Timing, for a request that took `total`.
-    pub fn header(&self, total: Duration) -> String {
-        let Some(away) = self.away else {
-            return format!("gateway;dur={}", Millis(total));
-        };
-        format!(
-            "gateway;dur={}, broker;dur={}, queue;dur={}, upstream;dur={}",
-            Millis(total.saturating_sub(away)),
-            Millis(away.saturating_sub(self.queue + self.upstream)),
-            Millis(self.queue),
-            Millis(self.upstream),
-        )
-    }
-}
-
-// Milliseconds with three decimals.
-struct Millis(Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.as_micros();
-        write!(f, "{}.{:03}", micros / 1000, micros % 1000)
-    }
-}
-
 impl Inboxes {
     pub fn new(router: &Router, id: &Id, settings: &GatewaySettings) -> Result<Inboxes> {
         let inbox = |topic: String, old_peers| {
@@ -124,7 +91,7 @@ impl Inboxes {
             probe: Probe::new(correlation()?, correlation()?, topics),
             dropped: AtomicU64::new(0),
             // It goes with every request, so it is short; it only tells the gateways of one agent apart.
-            instance: random_id().as_str()[..8].to_owned(),
+            instance: Id::random().as_str()[..8].to_owned(),
         })
     }
 
@@ -423,4 +390,14 @@ pub(super) fn random_correlation() -> std::result::Result<Correlation, Problem> 
             format!("the system gives no random numbers: {error}"),
         )),
     }
+}
+
+pub(super) fn broker_away(reason: &str) -> Problem {
+    let detail = format!("there is no connection to the broker: {reason}");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, detail).retry_after(RETRY_AFTER)
+}
+
+pub(super) fn no_agent(what: &str) -> Problem {
+    let detail = format!("no agent that serves {what} is there");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail).retry_after(RETRY_AFTER)
 }

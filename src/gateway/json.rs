@@ -4,70 +4,71 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::value::RawValue;
 
-use super::inbox::{Call, bad_reply, denied, random_correlation};
-use super::presence::Target;
-use super::{Answer, Asked, Shared, forward, json_response, no_agent};
+use super::carrier::{Answer, Asked, Carrier, json_response};
+use super::forward;
+use super::inbox::{Call, bad_reply, denied, no_agent, random_correlation};
+use super::table::Target;
 use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::message::{Hop, REQUEST_ID, ask, read_json_reply, request_properties, wrap_response};
+use crate::wire::Hop;
+use crate::wire::deadline::request_properties;
+use crate::wire::json::{REQUEST_ID, ask, read_json_reply, wrap_response};
 
-impl Shared {
-    /// Asks the body, or the word of the query, and answers with the reply.
-    pub(super) fn ask(&self, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
-        let Asked {
-            route: number,
-            found,
-            request,
-            client,
-            id,
-            begun,
-            ..
-        } = *asked;
-        let route = &self.router.routes()[number];
-        let topic = self.router.topic(number, found)?;
-        let inbox = self.inboxes.of(number);
-        if self.publisher.connected().is_ok() {
-            self.inboxes.check(&self.publisher)?;
-            match self.presence.json_target(&topic, inbox.topic(), begun) {
-                Target::Absent => return Err(no_agent(topic.as_str())),
-                Target::Denied(what) => return Err(denied(what)),
-                Target::There | Target::NotKnownYet => {}
-            }
+/// Asks the body, or the word of the query, and answers with the reply.
+pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
+    let Asked {
+        route: number,
+        found,
+        request,
+        client,
+        id,
+        begun,
+        ..
+    } = *asked;
+    let route = &carrier.router.routes()[number];
+    let topic = carrier.router.topic(number, found)?;
+    let inbox = carrier.inboxes.of(number);
+    if carrier.publisher.connected().is_ok() {
+        carrier.inboxes.check(&carrier.publisher)?;
+        match carrier.presence.json_target(&topic, inbox.topic(), begun) {
+            Target::Absent => return Err(no_agent(topic.as_str())),
+            Target::Denied(what) => return Err(denied(what)),
+            Target::There | Target::NotKnownYet => {}
         }
-        let timeout = forward::timeout(request, route.timeout);
-        let payload = payload(request)?;
-        let correlation = random_correlation()?;
-        let time_left = timeout.saturating_sub(begun.elapsed());
-        log::debug!("request {id}: asked as {correlation:?}");
-        let sent = self.inboxes.sent_now();
-        let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
-        let named = (REQUEST_ID.to_owned(), id.to_string());
-        properties.user.push(named);
-        let (reply, timing) = inbox.call(
-            &self.publisher,
-            client,
-            &self.presence,
-            Call {
-                topic,
-                // Equal requests to different topics are not equal.
-                open: route.request_topic.parameters().count() == 0,
-                payload,
-                properties,
-                qos: route.qos,
-                correlation,
-                deadline: begun + timeout,
-                timeout,
-            },
-        )?;
-        let reply = read_json_reply(&reply)
-            .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
-        if let Some(hop) = reply.error {
-            return Err(Problem::from_agent(reply.status, hop, &reply.body));
-        }
-        let mut response = json_response(wrap_response(&reply.body));
-        *response.status_mut() = reply.status;
-        Ok(Answer { response, timing })
     }
+    let timeout = forward::timeout(request, route.timeout);
+    let payload = payload(request)?;
+    let correlation = random_correlation()?;
+    let time_left = timeout.saturating_sub(begun.elapsed());
+    log::debug!("request {id}: asked as {correlation:?}");
+    let sent = carrier.inboxes.sent_now();
+    let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
+    let named = (REQUEST_ID.to_owned(), id.to_string());
+    properties.user.push(named);
+    let (reply, timing) = inbox.call(
+        &carrier.publisher,
+        client,
+        &carrier.presence,
+        Call {
+            topic,
+            // Equal requests to different topics are not equal.
+            open: route.request_topic.parameters().count() == 0,
+            payload,
+            properties,
+            qos: route.qos,
+            correlation,
+            deadline: begun + timeout,
+            timeout,
+        },
+    )?;
+    let reply = read_json_reply(&reply)
+        .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+    if let Some(hop) = reply.error {
+        return Err(Problem::from_agent(reply.status, hop, &reply.body));
+    }
+    let mut response = json_response(wrap_response(&reply.body));
+    *response.status_mut() = reply.status;
+    Ok(Answer { response, timing })
 }
 
 // A body is the question, as it is; without one, the question is the word of the query.

@@ -3,20 +3,17 @@
 //! Each keeps a retained message on `recado/agents/<id>/presence` while it is connected; the
 //! broker removes it when the agent is gone (its will) and the agent when it stops.
 
-mod table;
-
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::message::presence::Announcement;
-use crate::threads::lock;
-use crate::topic::{Id, Topic};
-use table::Table;
+use super::table::{Table, Target};
+use crate::base::threads::lock;
+use crate::base::topic::{Id, Topic};
+use crate::wire::presence::Announcement;
 
 /// How often a request goes through to a JSON route whose announced agents have all left: an old
 /// peer, which announces nothing, may have taken their place.
 const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
-
 /// How long an agent that has left may go on answering.
 const LEAVING: Duration = Duration::from_secs(4);
 
@@ -24,19 +21,6 @@ const LEAVING: Duration = Duration::from_secs(4);
 #[derive(Default)]
 pub(super) struct Presence {
     table: Mutex<Table>,
-}
-
-/// Whether a request finds anybody.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
-    /// Somebody who serves it is there, or it can't be known.
-    There,
-    /// Nobody is.
-    Absent,
-    /// The broker has not said yet who is there.
-    NotKnownYet,
-    /// Somebody is, but says that the broker denies something that it needs; what.
-    Denied(String),
 }
 
 impl Presence {
@@ -150,7 +134,7 @@ impl Presence {
 
 #[cfg(test)]
 mod tests {
-    use super::table::MAX_TWINS;
+    use super::super::table::MAX_TWINS;
     use super::*;
 
     fn announcement(id: &str, topics: &[&str]) -> Vec<u8> {

@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::random_id;
+use crate::base::threads::lock;
+use crate::base::topic::{Id, Topic};
 use crate::link::{Acknowledgement, Delivery, Publisher};
-use crate::message::{Correlation, Message, Properties, Qos};
-use crate::threads::lock;
-use crate::topic::Topic;
+use crate::wire::{Correlation, Message, Properties, Qos};
 
 /// How long the messages to itself may be under way before they are sent once more.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -78,7 +77,7 @@ impl Probe {
         if publisher.offer().max_qos > Qos::AtMostOnce
             && let Some(inbox) = self.inboxes.first()
         {
-            let nobody = format!("{inbox}/{}", random_id());
+            let nobody = format!("{inbox}/{}", Id::random());
             send(publisher, nobody, Qos::AtLeastOnce, &self.to_nobody);
         }
     }

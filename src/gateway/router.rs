@@ -2,12 +2,12 @@
 
 use http::{Method, StatusCode, header};
 
-use crate::config::{Mode, OWN_PATHS, Route};
-use crate::error::{Error, Result};
+use super::settings::{Mode, OWN_PATHS, Route};
+use crate::base::error::{Error, Result};
+use crate::base::topic::Topic;
 use crate::http::Request;
 use crate::http::problem::Problem;
-use crate::message::{Hop, JSON};
-use crate::topic::Topic;
+use crate::wire::{Hop, JSON};
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The chunked transfer coding, decoded strictly (RFC 9112, section 7.1). Pure.
 
-use super::head::BadRequest;
+use super::bad_request::BadRequest;
 
 /// The most bytes of chunk extensions and trailer fields together.
 pub const MAX_EXTRA_BYTES: usize = 16 * 1024;
@@ -167,7 +167,7 @@ impl Decoder {
 }
 
 /// Whether a byte may be part of a token: a method, a field name (RFC 9110, section 5.6.2).
-pub(super) fn is_token(byte: u8) -> bool {
+pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

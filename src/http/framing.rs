@@ -1,9 +1,8 @@
 //! Where a request's body ends, decided strictly (RFC 9112, section 6). Pure.
 
-use http::header;
-use http::{HeaderMap, StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version, header};
 
-use super::head::BadRequest;
+use super::bad_request::BadRequest;
 
 /// How the body is delimited (RFC 9112, section 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
-use super::{RequestId, Response, X_REQUEST_ID};
-use crate::message::{Hop, PROBLEM_JSON};
+use super::types::{RequestId, Response, X_REQUEST_ID};
+use crate::wire::{Hop, PROBLEM_JSON};
 
 /// After how long to try again what failed for want of a place or of the broker.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);

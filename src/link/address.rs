@@ -8,8 +8,8 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use crate::connect::connect;
-use crate::threads;
+use crate::base::connect::connect;
+use crate::base::threads;
 
 /// Where to connect to.
 #[derive(Debug, PartialEq, Eq)]

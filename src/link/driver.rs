@@ -18,16 +18,15 @@ use rumqttc::v5::{
 };
 
 use super::address::{Choice, choose};
+use super::convert::{CONNECT_TIMEOUT, describe, from_publish, from_qos, mqtt_options, to_qos};
 use super::greeting::explain;
-use super::limits::{BrokerLimits, shares_subscriptions};
-use super::wire::{
-    CONNECT_TIMEOUT, INFLIGHT, describe, from_publish, from_qos, mqtt_options, to_qos,
-};
-use super::{Acknowledgement, Delivery, Gate, LinkEvent, LinkOptions, Publisher, Subscription};
-use crate::backoff::Backoff;
-use crate::error::Error;
-use crate::message::Qos;
-use crate::threads::{StopSignal, lock};
+use super::limits::{BrokerLimits, INFLIGHT, shares_subscriptions};
+use super::publish::{Acknowledgement, Delivery, LinkEvent, LinkOptions, Subscription};
+use super::publisher::{Gate, Publisher};
+use crate::base::backoff::Backoff;
+use crate::base::error::Error;
+use crate::base::threads::{StopSignal, lock};
+use crate::wire::Qos;
 
 /// The first delay before connecting again.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -40,8 +39,7 @@ const LAST_DELAY_NETWORK: Duration = Duration::from_millis(800);
 const SETTLED: Duration = Duration::from_secs(1);
 /// How long the broker may take to acknowledge all subscriptions.
 const SUBACK: Duration = Duration::from_secs(10);
-/// After how long without any event it is looked whether the connection is stuck, and since when a
-/// message must have waited to be written then.
+/// After how long without any event it is looked whether a message waits for longer than that.
 const SILENCE: Duration = Duration::from_secs(15);
 const STUCK: Duration = Duration::from_secs(10);
 /// How many filters one SUBSCRIBE holds: some brokers take eight at the most.

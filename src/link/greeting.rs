@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use crate::connect::connect;
+use crate::base::connect::connect;
 
 /// How long the other side may take.
 const TIMEOUT: Duration = Duration::from_millis(500);

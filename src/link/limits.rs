@@ -2,8 +2,11 @@
 
 use rumqttc::v5::mqttbytes::v5::ConnAckProperties;
 
-use super::wire::INFLIGHT;
-use crate::message::Qos;
+use crate::wire::Qos;
+
+/// QoS 1 and 2 messages under way at a time. rumqttc reserves a slot for each: its own default
+/// costs 20 MB.
+pub(super) const INFLIGHT: u16 = 100;
 
 #[derive(Clone, Copy)]
 pub(super) struct BrokerLimits {

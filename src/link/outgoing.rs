@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{BrokerLimits, LinkOptions, PublishError};
-use crate::message::{Message, Qos};
+use super::limits::BrokerLimits;
+use super::publish::{LinkOptions, PublishError};
+use crate::wire::{Message, Qos};
 
 /// Once a message has waited this long to be written, the connection counts as stalled, and no
 /// further one is queued behind it.

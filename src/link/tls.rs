@@ -1,12 +1,11 @@
 //! TLS to the broker: whom to trust, and who we are. The server's name is always checked.
 
+use rumqttc::Transport;
 #[cfg(feature = "tls")]
 use std::sync::Arc;
 
-use rumqttc::Transport;
-
-use crate::config::TlsFiles;
-use crate::error::{Error, Result};
+use super::url::TlsFiles;
+use crate::base::error::{Error, Result};
 
 /// Says what a failed handshake means.
 #[cfg(feature = "tls")]
@@ -76,7 +75,7 @@ mod named {
     use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
     use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-    use crate::error::{Error, Result};
+    use crate::base::error::{Error, Result};
 
     type Verified<T> = std::result::Result<T, rustls::Error>;
 
@@ -148,8 +147,8 @@ mod pem {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-    use super::TlsFiles;
-    use crate::error::{Error, Result, chain};
+    use crate::base::error::{Error, Result, chain};
+    use crate::link::url::TlsFiles;
 
     pub fn roots(files: &TlsFiles) -> Result<RootCertStore> {
         let mut roots = RootCertStore::empty();

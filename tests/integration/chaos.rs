@@ -3,8 +3,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use recado::config::HttpLimits;
-use recado::http::{Client, Front, Request, Response, guarded};
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded};
+use recado::http::{Request, Response};
 
 use crate::support::http::{Answer, Connection, get};
 use crate::support::process::Process;

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use recado::config::HttpLimits;
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded};
 use recado::gateway::Gateway;
-use recado::http::{Client, Front, Request, Response, guarded};
+use recado::http::{Request, Response};
 
 use crate::support::http::{Answer, Connection, get};
 use crate::support::process::Process;

@@ -3,7 +3,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use recado::config::Front;
+use recado::front::FrontKind;
 
 use crate::support::http::Connection;
 use crate::support::{Chain, Kind, TestBroker, gateway_settings, start_gateway_with};
@@ -52,7 +52,7 @@ fn the_tiny_http_front_serves_as_many() {
     let broker = TestBroker::start(Kind::Embedded);
     let chain = Chain::start(&broker);
     let mut settings = gateway_settings(&broker.url());
-    settings.front = Front::TinyHttp;
+    settings.front = FrontKind::TinyHttp;
     let gateway = start_gateway_with(settings);
     let answers = ask_for(gateway.address(), Duration::from_secs(5));
     assert!(answers >= CALLERS, "only {answers} answers");
@@ -81,7 +81,7 @@ fn two_agents_share_the_work_and_no_request_is_executed_twice() {
 fn a_hundred_keep_alive_connections_opened_at_once_are_all_served() {
     let broker = TestBroker::start(Kind::Embedded);
     let chain = Chain::start(&broker);
-    for front in [Front::Guarded, Front::TinyHttp] {
+    for front in [FrontKind::Guarded, FrontKind::TinyHttp] {
         let mut settings = gateway_settings(&broker.url());
         settings.front = front;
         let gateway = start_gateway_with(settings);

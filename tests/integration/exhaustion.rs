@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use recado::config::HttpLimits;
-use recado::http::{Client, Front, Request, Response, guarded};
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded};
+use recado::http::{Request, Response};
 
 use crate::support::http::{Connection, get, get_agent};
 use crate::support::process::{Process, own_command};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use recado::agent::Agent;
 use recado::gateway::Gateway;
-use recado::message::{Message, Properties, Qos};
+use recado::wire::{Message, Properties, Qos};
 
 use crate::failures::problem;
 use crate::http_mode::{ask, start_upstream, stop};

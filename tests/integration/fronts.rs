@@ -3,8 +3,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use recado::config::HttpLimits;
-use recado::http::{Client, Front, Request, Response, guarded, tiny};
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded, tiny};
+use recado::http::{Request, Response};
 
 use crate::support::http::{Connection, get};
 use crate::support::process::Process;

@@ -3,9 +3,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use recado::config::HttpLimits;
-use recado::http::{Client, Front, Request, Response, guarded};
-use recado::message::{Message, Properties, Qos};
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded};
+use recado::http::{Request, Response};
+use recado::wire::{Message, Properties, Qos};
 
 use crate::http_mode::stop;
 use crate::odd_messages::Peer;

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
-use recado::config::HttpLimits;
-use recado::http::{Client, Front, Request, Response, guarded};
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded};
+use recado::http::{Request, Response};
 
 use crate::support::http::{Answer, Connection, get, get_agent};
 use crate::support::process::Process;

@@ -32,7 +32,7 @@ fn the_broker_may_come_last(kind: Kind) {
         502,
         "still no upstream"
     );
-    let backend = recado::backend::Backend::start(upstream).unwrap();
+    let backend = recado::tools::backend::Backend::start(upstream).unwrap();
     wait_until("the upstream is there", || {
         get(gateway.address(), "/ping").status == 200
     });

@@ -3,10 +3,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, unbounded};
-use recado::config::BrokerUrl;
+use recado::base::topic::TopicFilter;
+use recado::link::BrokerUrl;
 use recado::link::{Link, LinkEvent, LinkOptions, Subscription};
-use recado::message::{Message, Properties, Qos};
-use recado::topic::TopicFilter;
+use recado::wire::{Message, Properties, Qos};
 
 use crate::support::http::get;
 use crate::support::{

@@ -3,8 +3,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Method;
-use recado::config::{Allow, HttpLimits, ServiceMode};
-use recado::http::{Client, Front, Request, guarded};
+use recado::agent::{Allow, ServiceMode};
+use recado::front::HttpLimits;
+use recado::front::{Client, Front, guarded};
+use recado::http::Request;
 
 use crate::http_mode::{answer, ask, start_upstream, stop};
 use crate::support::http::get;

@@ -1,7 +1,7 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use recado::config::Front;
+use recado::front::FrontKind;
 
 use crate::support::http::{Connection, get};
 use crate::support::process::Process;
@@ -13,7 +13,7 @@ use crate::support::{
 const CALLERS: usize = 32;
 
 /// Stops the gateway while requests wait for their replies: each gets its answer.
-fn what_was_accepted_is_answered(front: Front) {
+fn what_was_accepted_is_answered(front: FrontKind) {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let mut settings = agent_settings(&broker.url(), backend.address());
@@ -48,12 +48,12 @@ fn what_was_accepted_is_answered(front: Front) {
 
 #[test]
 fn the_guarded_front_answers_what_it_accepted() {
-    what_was_accepted_is_answered(Front::Guarded);
+    what_was_accepted_is_answered(FrontKind::Guarded);
 }
 
 #[test]
 fn the_tiny_http_front_answers_what_it_accepted() {
-    what_was_accepted_is_answered(Front::TinyHttp);
+    what_was_accepted_is_answered(FrontKind::TinyHttp);
 }
 
 #[test]

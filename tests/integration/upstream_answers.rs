@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use recado::agent::Agent;
-use recado::config::AgentSettings;
+use recado::agent::AgentSettings;
 use recado::gateway::Gateway;
 
 use crate::failures::problem;

@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use recado::agent::Agent;
-use recado::backend::Backend;
-use recado::broker::Broker;
-use recado::cli;
-use recado::config::{AgentSettings, GatewaySettings, ServiceMode};
+use recado::agent::{AgentSettings, ServiceMode};
 use recado::gateway::Gateway;
+use recado::gateway::GatewaySettings;
+use recado::tools::backend::Backend;
+use recado::tools::broker::Broker;
+use recado::{cli, config};
 
 use process::Process;
 
@@ -180,7 +181,7 @@ pub fn gateway_settings(broker: &str) -> GatewaySettings {
         listen: Some("127.0.0.1:0".to_owned()),
         ..cli::Api1::default()
     };
-    GatewaySettings::load(&flags).unwrap()
+    config::gateway(&flags).unwrap()
 }
 
 pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
@@ -191,7 +192,7 @@ pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
         demo: true,
         ..cli::Agent::default()
     };
-    AgentSettings::load(&flags).unwrap()
+    config::agent(&flags).unwrap()
 }
 
 /// Settings of an agent as a file would give them.
@@ -202,7 +203,7 @@ pub fn agent_settings_of(broker: &str, text: &str) -> AgentSettings {
             config: Some(path),
             ..cli::Agent::default()
         };
-        AgentSettings::load(&flags).unwrap()
+        config::agent(&flags).unwrap()
     })
 }
 
@@ -215,7 +216,7 @@ pub fn gateway_settings_of(broker: &str, text: &str) -> GatewaySettings {
             config: Some(path),
             ..cli::Api1::default()
         };
-        GatewaySettings::load(&flags).unwrap()
+        config::gateway(&flags).unwrap()
     })
 }
 

@@ -1,0 +1,200 @@
+//! Executing a request: checked, sent to the upstream, its answer checked.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header};
+use serde_json::value::RawValue;
+
+use super::allow::Filter;
+use super::job::Job;
+use super::settings::{AgentSettings, Allow, ServiceMode};
+use crate::base::error::Result;
+use crate::base::logging::excerpt;
+use crate::http::problem::Problem;
+use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
+use crate::upstream::{Upstream, UpstreamError};
+use crate::wire::http::read_request;
+use crate::wire::json::{REQUEST_ID, add_received};
+use crate::wire::{Hop, JSON};
+
+/// Whatever is left of a caller's time, this much of it is the reply's.
+const WAY_BACK: Duration = Duration::from_millis(50);
+
+/// Calls the upstreams of an agent's services.
+pub(super) struct Executor {
+    settings: AgentSettings,
+    filters: Vec<Filter>,
+    upstream: Upstream,
+}
+
+impl Executor {
+    pub fn new(settings: AgentSettings) -> Result<Executor> {
+        let filters = settings.services.iter().map(Filter::new);
+        Ok(Executor {
+            filters: filters.collect::<Result<_>>()?,
+            upstream: Upstream::new(settings.max_body_bytes),
+            settings,
+        })
+    }
+
+    pub fn settings(&self) -> &AgentSettings {
+        &self.settings
+    }
+
+    /// Executes a request within the time that is left for it.
+    ///
+    /// Errors: what its caller is to be told, and what the log is to call the request.
+    pub fn execute(
+        &self,
+        job: &Job,
+        left: Duration,
+    ) -> std::result::Result<Response, (String, Problem)> {
+        match &self.settings.services[job.service].mode {
+            ServiceMode::Json { .. } => self.execute_json(job, left),
+            ServiceMode::Http { path_prefix, allow } => {
+                self.execute_http(job, path_prefix, allow, left)
+            }
+        }
+    }
+
+    fn execute_json(
+        &self,
+        job: &Job,
+        left: Duration,
+    ) -> std::result::Result<Response, (String, Problem)> {
+        let payload = &job.message.payload;
+        let id = job.message.properties.user(REQUEST_ID);
+        let id = id.and_then(|id| HeaderValue::try_from(id).ok());
+        let id = RequestId::given(id.as_ref());
+        // Not the payload: what it holds is for the level info.
+        let failed = |problem| (format!("{} ({})", job.message.topic, name(&id)), problem);
+        self.check_size(payload).map_err(failed)?;
+        if let Err(error) = serde_json::from_slice::<&RawValue>(payload) {
+            let detail = format!("the request is not JSON: {error}");
+            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
+            return Err(failed(problem));
+        }
+        let mut request = Request::new(payload.clone());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.filters[job.service].target.clone().unwrap_or_default();
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+        if let Some(id) = id.as_ref().and_then(RequestId::header) {
+            request.headers_mut().insert(X_REQUEST_ID, id);
+        }
+        let answer = self.call(job, request, left).map_err(failed)?;
+        let body = add_received(answer.body(), payload)
+            .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
+        log::info!(
+            "request: {} -> response: {} ({})",
+            excerpt(payload),
+            excerpt(&body),
+            name(&id)
+        );
+        let mut response = Response::new(body);
+        *response.status_mut() = answer.status();
+        Ok(response)
+    }
+
+    fn execute_http(
+        &self,
+        job: &Job,
+        path_prefix: &str,
+        allow: &Allow,
+        left: Duration,
+    ) -> std::result::Result<Response, (String, Problem)> {
+        let unread = |problem| (job.message.topic.clone(), problem);
+        self.check_size(&job.message.payload).map_err(unread)?;
+        let mut request = read_request(&job.message).map_err(|bad| {
+            let detail = format!("the request can't be executed: {bad}");
+            unread(Problem::new(bad.status, Hop::Agent, detail))
+        })?;
+        let id = RequestId::given(request.headers().get(X_REQUEST_ID));
+        let asked = format!("{} {} ({})", request.method(), request.uri(), name(&id));
+        let failed = |problem| (asked.clone(), problem);
+        self.filters[job.service]
+            .check(&request, allow)
+            .map_err(failed)?;
+        let service = &self.settings.services[job.service];
+        let target = match request.uri().path() {
+            "*" => service.upstream.join(&format!("{path_prefix}/")),
+            _ => service
+                .upstream
+                .join(&format!("{path_prefix}{}", request.uri())),
+        };
+        *request.uri_mut() = target.parse().map_err(|error| {
+            let detail = format!("{target:?} is no URL: {error}");
+            failed(Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail))
+        })?;
+        let response = self.call(job, request, left).map_err(failed)?;
+        log::info!(
+            "request: {} -> response: {}, {} bytes",
+            excerpt(asked.as_bytes()),
+            response.status().as_u16(),
+            response.body().len()
+        );
+        Ok(response)
+    }
+
+    fn check_size(&self, payload: &Bytes) -> std::result::Result<(), Problem> {
+        let limit = self.settings.max_body_bytes;
+        if payload.len() <= limit {
+            return Ok(());
+        }
+        let detail =
+            format!("the request is larger than {limit} bytes (max_body_bytes of the agent)");
+        Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            Hop::Agent,
+            detail,
+        ))
+    }
+
+    // A little less than the caller has left, so that the error of a slow upstream arrives before
+    // the caller gives up.
+    fn call(
+        &self,
+        job: &Job,
+        request: Request,
+        left: Duration,
+    ) -> std::result::Result<Response, Problem> {
+        let time = left - (left / 10).min(WAY_BACK);
+        self.upstream.call(request, time).map_err(|error| {
+            let mut problem = upstream_problem(&error);
+            if problem.status == StatusCode::GATEWAY_TIMEOUT {
+                problem.detail += &format!(" ({} ms)", time.as_millis());
+                if job.is_shortened {
+                    let limit = self.settings.max_timeout.as_millis();
+                    problem.detail += &format!("; max_timeout_ms = {limit} of the agent is less than what the caller allows");
+                }
+            }
+            problem
+        })
+    }
+}
+
+fn name(id: &Option<RequestId>) -> &str {
+    id.as_ref().map_or("-", RequestId::as_str)
+}
+
+fn upstream_problem(error: &UpstreamError) -> Problem {
+    let detail = error.to_string();
+    let problem = |status| Problem::new(status, Hop::Upstream, detail);
+    match error {
+        UpstreamError::Unreachable(_) => problem(StatusCode::BAD_GATEWAY),
+        UpstreamError::TimedOut | UpstreamError::Unfinished(_) => {
+            problem(StatusCode::GATEWAY_TIMEOUT).outcome_unknown()
+        }
+        UpstreamError::TooLarge(_) | UpstreamError::Endless(_) | UpstreamError::Broken(_) => {
+            problem(StatusCode::BAD_GATEWAY).outcome_unknown()
+        }
+    }
+}
+
+fn not_json(answer: &Response, why: &str) -> Problem {
+    let status = answer.status().as_u16();
+    let detail = format!("the upstream answered {status} with a body that can't be used: {why}");
+    Problem::new(StatusCode::BAD_GATEWAY, Hop::Upstream, detail).outcome_unknown()
+}

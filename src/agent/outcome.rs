@@ -1,0 +1,46 @@
+//! How a request ended.
+
+use std::time::Duration;
+
+use crate::http::Response;
+use crate::http::problem::{Outcome, Problem};
+
+/// How a request ended.
+#[derive(Debug, Clone)]
+pub(super) enum Ended {
+    /// With an answer of the upstream.
+    Answered(Response, Spent),
+    /// With an error of the agent's own.
+    Failed(Problem, Spent),
+}
+
+impl Ended {
+    /// What was not executed may be tried again.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Ended::Answered(..) => true,
+            Ended::Failed(problem, _) => problem.outcome == Outcome::Unknown,
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        match self {
+            Ended::Answered(response, _) => {
+                let fields = response.headers().iter();
+                let head = fields.map(|(name, value)| name.as_str().len() + value.len());
+                head.sum::<usize>() + response.body().len() + OVERHEAD
+            }
+            Ended::Failed(..) => OVERHEAD,
+        }
+    }
+}
+
+/// What an entry costs besides the body of its reply, in bytes.
+const OVERHEAD: usize = 512;
+
+/// How long a request was where.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Spent {
+    pub queue: Duration,
+    pub upstream: Duration,
+}

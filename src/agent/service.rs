@@ -1,0 +1,237 @@
+//! The life of an agent.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::age::BEAT;
+use super::allow::Filter;
+use super::announcer::Announcer;
+use super::intake::Intake;
+use super::job::Job;
+use super::settings::{AgentSettings, Service};
+use crate::base::clock::Moment;
+use crate::base::error::Result;
+use crate::base::pool::{Pool, PoolOptions};
+use crate::base::threads::{self, StopTrigger};
+use crate::base::topic::{Id, Topic, TopicFilter};
+use crate::link::{
+    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, check_tls,
+};
+use crate::wire::{Qos, packet_limit};
+
+/// How many replies may wait to be written to the broker, unless more requests may be in hand.
+const QUEUE: usize = 1024;
+/// A worker that had nothing to do for this long ends.
+const IDLE_WORKER: Duration = Duration::from_secs(10);
+/// How long the broker may take to confirm that no more requests come.
+const UNSUBSCRIBE: Duration = Duration::from_millis(500);
+/// No request for this long after that means that none is on its way any more.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// A running agent.
+pub struct Agent {
+    link: Link,
+    announcer: Arc<Announcer>,
+    intake: Arc<Intake>,
+    pools: Arc<[Pool<Box<Job>>]>,
+    // What happens without being asked for: the presence is refreshed, a standstill noticed.
+    pulse: JoinHandle<()>,
+    trigger: StopTrigger,
+}
+
+impl Agent {
+    /// Starts the connection to the broker. Neither broker nor upstream need be there yet.
+    ///
+    /// Errors: what [`Link::start`] returns, or a service that can't work
+    /// ([`Error::Usage`](crate::base::error::Error::Usage)).
+    pub fn start(settings: AgentSettings) -> Result<Agent> {
+        let announcer = Arc::new(Announcer::new(&settings));
+        let options = link_options(&settings, &announcer);
+        let intake = Arc::new(Intake::new(settings)?);
+        let pools: Arc<[Pool<Box<Job>>]> = intake
+            .services()
+            .map(|service| pool(service, Arc::clone(&intake)))
+            .collect();
+        let (sorter, places) = (Arc::clone(&intake), Arc::clone(&pools));
+        let presence = Arc::clone(&announcer);
+        let link = Link::start(options, move |publisher, event| match event {
+            LinkEvent::Ready => {
+                log::info!("ready as agent {}", sorter.id());
+                presence.connected(publisher);
+                sorter.catch_up(publisher);
+            }
+            LinkEvent::Message(message) if message.topic == presence.topic() => {
+                presence.heard(publisher, &message.payload);
+            }
+            LinkEvent::Message(message) if presence.is_probe(&message) => {}
+            LinkEvent::Message(message) => sorter.take(publisher, &places, message),
+            LinkEvent::Written => {
+                presence.catch_up(publisher);
+                sorter.catch_up(publisher);
+            }
+            LinkEvent::Acknowledged(acknowledgement) => {
+                presence.catch_up(publisher);
+                sorter.catch_up(publisher);
+                refused(publisher, &acknowledgement, &presence);
+            }
+            LinkEvent::Down(_) => presence.disconnected(),
+            _ => {}
+        })?;
+        let (trigger, stop) = threads::stop_signal();
+        let (publisher, presence) = (link.publisher().clone(), Arc::clone(&announcer));
+        let pulse_of = Arc::clone(&intake);
+        let pulse = threads::spawn("pulse", 128, move || {
+            while !stop.sleep(BEAT) {
+                let now = Moment::now();
+                pulse_of.beat(now);
+                presence.tick(&publisher, now);
+            }
+        })?;
+        Ok(Agent {
+            link,
+            announcer,
+            intake,
+            pools,
+            pulse,
+            trigger,
+        })
+    }
+
+    /// Looks whether an agent could be started with these settings.
+    ///
+    /// Errors: a service can't work ([`Error::Usage`](crate::base::error::Error::Usage)), or the files for
+    /// TLS can't be used ([`Error::Tls`](crate::base::error::Error::Tls)).
+    pub fn check(settings: &AgentSettings) -> Result<()> {
+        for service in &settings.services {
+            Filter::new(service)?;
+        }
+        check_tls(&settings.broker)
+    }
+
+    /// Whether it is connected, subscribed and announced, so that gateways find it; if not, why.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        self.link.publisher().ready()?;
+        match self.announcer.is_announced() {
+            true => Ok(()),
+            false => Err("the broker has not taken the presence yet".into()),
+        }
+    }
+
+    /// Stops in order: say so, take no more requests, answer those in hand, say goodbye to the
+    /// broker, join every thread. Takes as long as the callers of what is in hand still wait, and
+    /// a second at most beyond that.
+    ///
+    /// Errors: a thread did not end in time; the rest is stopped all the same.
+    pub fn stop(self) -> Result<()> {
+        self.announcer.leave(self.link.publisher());
+        self.link.unsubscribe(Instant::now() + UNSUBSCRIBE);
+        self.wait_for_the_last();
+        let last_deadline = self.intake.last_deadline();
+        let drained = last_deadline.max(Instant::now()) + Duration::from_millis(300);
+        let mut first_failure = Ok(());
+        for pool in self.pools.iter() {
+            first_failure = first_failure.and(pool.join(drained));
+        }
+        self.trigger.stop();
+        let pulse = threads::join_until(self.pulse, drained + Duration::from_secs(1));
+        first_failure.and(pulse).and(self.link.stop(drained))
+    }
+
+    // A broker may send what it had queued for this agent after it has confirmed UNSUBSCRIBE
+    // (MQTT 5, section 3.10.4), and nothing says which message is the last.
+    fn wait_for_the_last(&self) {
+        let limit = Instant::now() + UNSUBSCRIBE;
+        loop {
+            let quiet_at = self.intake.last_arrival() + QUIET;
+            let left = quiet_at
+                .min(limit)
+                .saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left);
+        }
+    }
+}
+
+fn refused(publisher: &Publisher, acknowledgement: &Acknowledgement, presence: &Announcer) {
+    let Acknowledgement {
+        topic,
+        correlation_data,
+        delivery,
+    } = acknowledgement;
+    let refused = match delivery {
+        Delivery::Refused(reason) => Some(reason),
+        Delivery::Taken | Delivery::NobodySubscribed => None,
+    };
+    let correlation = correlation_data.as_ref();
+    if presence.is_probe_acknowledged(correlation, refused.is_none()) {
+        return;
+    }
+    let Some(reason) = refused else {
+        return;
+    };
+    // Without its presence nobody finds this agent, yet it would get its share of what others are
+    // asked.
+    if topic == presence.topic() {
+        publisher.give_up(format!(
+            "the broker refused a message on {topic}: {reason}; this agent may not have this id there"
+        ));
+    } else {
+        log::warn!("the broker refused the reply to {topic}: {reason}");
+        presence.denied(publisher, topic, "write");
+    }
+}
+
+fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions {
+    let services = settings.services.iter();
+    let in_hand = services.clone().map(|it| it.workers + it.queue);
+    let mut subscriptions: Vec<Subscription> = services
+        .map(|service| subscription(service, &settings.id))
+        .collect();
+    if let Ok(topic) = Topic::new(announcer.topic()) {
+        subscriptions.push(Subscription {
+            filter: TopicFilter::from(&topic),
+            qos: Qos::AtLeastOnce,
+            group: None,
+            retained: false,
+        });
+    }
+    LinkOptions {
+        broker: settings.broker.clone(),
+        // Two agents may have the same id by mistake; with the same client id they would throw
+        // each other out for ever.
+        client_id: format!("recado-agent-{}-{}", settings.id, Id::random()),
+        session_expiry: Duration::ZERO,
+        keep_alive: settings.keep_alive,
+        max_packet_bytes: packet_limit(settings.max_body_bytes),
+        queue: in_hand.sum::<usize>().max(QUEUE),
+        queue_bytes: settings.buffered_bytes(),
+        proves_topics: true,
+        manual_acknowledgement: false,
+        will: Some(announcer.will()),
+        subscriptions,
+    }
+}
+
+// Shared in any case: two agents with one id, by mistake, must not both execute what is meant for one.
+fn subscription(service: &Service, id: &Id) -> Subscription {
+    Subscription {
+        filter: TopicFilter::from(&service.request_topic),
+        qos: Qos::AtLeastOnce,
+        group: Some(service.name.as_ref().unwrap_or(id).clone()),
+        retained: false,
+    }
+}
+
+fn pool(service: &Service, intake: Arc<Intake>) -> Pool<Box<Job>> {
+    let options = PoolOptions {
+        name: "worker",
+        max_workers: service.workers,
+        queue: service.queue,
+        stack_kib: 256,
+        idle: IDLE_WORKER,
+    };
+    Pool::new(options, move |job: Box<Job>| intake.work(&job))
+}

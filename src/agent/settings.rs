@@ -1,0 +1,113 @@
+//! What an agent runs with.
+
+use std::time::Duration;
+
+use http::Method;
+
+use crate::base::topic::{Id, Topic};
+use crate::link::BrokerUrl;
+use crate::upstream::UpstreamUrl;
+
+/// What the agent runs with.
+#[derive(Debug, Clone)]
+pub struct AgentSettings {
+    /// The broker.
+    pub broker: BrokerUrl,
+    /// This agent's id.
+    pub id: Id,
+    /// The interval between MQTT pings.
+    pub keep_alive: Duration,
+    /// How long any request may take, whatever it states.
+    pub max_timeout: Duration,
+    /// The largest body to take from either side, in bytes.
+    pub max_body_bytes: usize,
+    /// How much memory the bodies of all requests in hand may take, in bytes.
+    pub max_buffered_bytes: usize,
+    /// How often it says that it is there; gateways count it as gone after two and a half times that.
+    pub presence_refresh: Duration,
+    /// Beginnings of the topics that replies may go to.
+    pub reply_prefixes: Vec<String>,
+    /// The services.
+    pub services: Vec<Service>,
+}
+
+impl AgentSettings {
+    /// How much memory the bodies of all requests in hand really may take: one of the largest size
+    /// must always fit.
+    pub fn buffered_bytes(&self) -> usize {
+        self.max_buffered_bytes.max(self.max_body_bytes)
+    }
+}
+
+/// One service of the agent.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name, and the group of agents that share its requests; none for the requests to this
+    /// very agent.
+    pub name: Option<Id>,
+    /// Where requests come from.
+    pub request_topic: Topic,
+    /// How they are executed.
+    pub mode: ServiceMode,
+    /// The HTTP service to call.
+    pub upstream: UpstreamUrl,
+    /// How many requests are called upstream at a time.
+    pub workers: usize,
+    /// How many requests wait for a worker.
+    pub queue: usize,
+    /// How long a request that states no deadline may take.
+    pub timeout: Duration,
+}
+
+/// How the requests of a service are executed.
+#[derive(Debug, Clone)]
+pub enum ServiceMode {
+    /// The payload is JSON, and is posted to one path below the upstream.
+    Json {
+        /// Where requests without a Response Topic are answered.
+        response_topic: Topic,
+        /// The path.
+        path: String,
+    },
+    /// The message is an HTTP request.
+    Http {
+        /// What is put before each path.
+        path_prefix: String,
+        /// What may be called.
+        allow: Allow,
+    },
+}
+
+/// Which requests a service takes; the others are answered with 403.
+#[derive(Debug, Clone, Default)]
+pub struct Allow {
+    /// The methods; empty: every one.
+    pub methods: Vec<Method>,
+    /// Patterns of paths: `/public/{*rest}`; empty: every one.
+    pub paths: Vec<String>,
+}
+
+impl Allow {
+    /// What matches the allowed paths, decoded.
+    ///
+    /// Errors: two patterns mean the same paths; which.
+    pub fn router(&self) -> Result<matchit::Router<()>, String> {
+        let mut router = matchit::Router::new();
+        for path in &self.paths {
+            let decoded = percent_encoding::percent_decode_str(path);
+            let decoded = decoded.decode_utf8_lossy();
+            router.insert(decoded.as_ref(), ()).map_err(|error| {
+                let other = match error {
+                    matchit::InsertError::Conflict { with } => with,
+                    other => other.to_string(),
+                };
+                format!("paths: found {path:?} beside {other:?}, allowed are patterns of different paths")
+            })?;
+            // `{*rest}` may be empty: /public/.
+            if let Some((before, _)) = decoded.split_once("{*") {
+                let _ = router.insert(before, ());
+            }
+        }
+        Ok(router)
+    }
+}

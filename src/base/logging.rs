@@ -1,0 +1,147 @@
+//! Log lines on standard error: time, level, thread, text.
+
+use std::cell::OnceCell;
+use std::{fmt, io};
+
+use log::{Log, Metadata, Record};
+use simplelog::{ConfigBuilder, LevelFilter, LevelPadding, ThreadLogMode, WriteLogger};
+
+use super::error::{Error, Result};
+use super::writer;
+
+/// The most bytes of a payload that a log line shows.
+const EXCERPT_BYTES: usize = 256;
+
+/// Logging, for as long as this is held. Dropping it writes the lines that are left.
+pub struct Logging {
+    _writer: writer::Writer,
+}
+
+/// Starts logging at the level that `RECADO_LOG` names, `info` by default.
+///
+/// Only this crate's lines are shown: rumqttc and rmqtt log every packet at debug. Errors: the
+/// level is not one of off, error, warn, info, debug and trace ([`Error::Usage`]), or there is no
+/// thread.
+pub fn init() -> Result<Logging> {
+    let level = match std::env::var("RECADO_LOG") {
+        Err(_) => LevelFilter::Info,
+        Ok(text) => text.parse().map_err(|_| {
+            Error::Usage(format!(
+                "RECADO_LOG: found {text:?}, allowed are off, error, warn, info, debug and trace"
+            ))
+        })?,
+    };
+    let (writer, lines) = writer::Writer::start(io::stderr())?;
+    // A second call, as in tests that start several services, keeps the first logger.
+    if log::set_boxed_logger(Box::new(PerThread { level, lines })).is_ok() {
+        log::set_max_level(level);
+    }
+    Ok(Logging { _writer: writer })
+}
+
+/// A logger for each thread: one for all would let threads wait for each other while it formats a
+/// line.
+struct PerThread {
+    level: LevelFilter,
+    lines: writer::Lines,
+}
+
+thread_local! {
+    static LOGGER: OnceCell<Box<WriteLogger<writer::Lines>>> = const { OnceCell::new() };
+}
+
+impl PerThread {
+    fn logger(&self) -> Box<WriteLogger<writer::Lines>> {
+        let config = ConfigBuilder::new()
+            .set_time_format_rfc3339()
+            .set_thread_level(LevelFilter::Error)
+            .set_thread_mode(ThreadLogMode::Names)
+            .set_target_level(LevelFilter::Off)
+            .set_location_level(LevelFilter::Off)
+            .set_level_padding(LevelPadding::Right)
+            .add_filter_allow_str("recado")
+            .build();
+        WriteLogger::new(self.level, config, self.lines.clone())
+    }
+}
+
+impl Log for PerThread {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= self.level && metadata.target().starts_with("recado")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            // None: the thread is just ending.
+            let _ = LOGGER.try_with(|own| own.get_or_init(|| self.logger()).log(record));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Shows bytes from the network on one line: nothing in them can forge another line or steer a
+/// terminal.
+pub struct Excerpt<'a> {
+    bytes: &'a [u8],
+    limit: usize,
+}
+
+/// The beginning of `bytes`, for a log line.
+pub fn excerpt(bytes: &[u8]) -> Excerpt<'_> {
+    Excerpt {
+        bytes,
+        limit: EXCERPT_BYTES,
+    }
+}
+
+/// All of `bytes`, for a person who asked for them.
+pub fn printable(bytes: &[u8]) -> Excerpt<'_> {
+    Excerpt {
+        bytes,
+        limit: usize::MAX,
+    }
+}
+
+impl fmt::Display for Excerpt<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.bytes[..self.bytes.len().min(self.limit)];
+        for chunk in shown.utf8_chunks() {
+            let mut plain = chunk.valid();
+            while let Some(at) = plain.find(char::is_control) {
+                f.write_str(&plain[..at])?;
+                let control = plain[at..].chars().next().unwrap_or_default();
+                write!(f, "{}", control.escape_default())?;
+                plain = &plain[at + control.len_utf8()..];
+            }
+            f.write_str(plain)?;
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        match self.bytes.len() - shown.len() {
+            0 => Ok(()),
+            more => write!(f, "… ({more} bytes more)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_can_not_forge_a_line() {
+        let shown = excerpt(b"{\"ask\": \"ping\"}\n2026 [INFO] \x1b[31mall well\xff").to_string();
+        assert_eq!(
+            shown,
+            "{\"ask\": \"ping\"}\\n2026 [INFO] \\u{1b}[31mall well\\xff"
+        );
+    }
+
+    #[test]
+    fn a_long_payload_is_cut_and_says_so() {
+        let shown = excerpt(&[b'x'; 1000]).to_string();
+        assert!(shown.ends_with("x… (744 bytes more)"), "{shown}");
+    }
+}

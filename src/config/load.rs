@@ -1,0 +1,204 @@
+//! From flags, environment and file to one checked value.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::login::Login;
+use super::service::{self, PartService};
+use super::values::{Within, resolve};
+use super::{file, source};
+use crate::agent::{AgentSettings, Service};
+use crate::base::error::{Error, Result};
+use crate::base::topic::Id;
+use crate::cli;
+use crate::gateway::{Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Route};
+use crate::link::BrokerUrl;
+
+const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
+const DEFAULT_UPSTREAM: &str = "http://127.0.0.1:5001";
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(10);
+const DEFAULT_PRESENCE_REFRESH: Duration = Duration::from_secs(20);
+
+/// Reads the broker's URL from a flag or its variable, and credentials from theirs.
+///
+/// Errors: it is no such URL ([`Error::Usage`]); its text, which may hold a password, is not
+/// repeated.
+pub fn broker_url(flag: Option<&str>) -> Result<BrokerUrl> {
+    broker_with(flag, Login::default())
+}
+
+fn broker_with(flag: Option<&str>, mut login: Login) -> Result<BrokerUrl> {
+    // A flag that says who we are beats the file.
+    if flag.is_some_and(|flag| flag.contains('@')) {
+        login.username = None;
+        login.password_file = None;
+    }
+    flag.unwrap_or(DEFAULT_BROKER)
+        .parse::<BrokerUrl>()
+        .map_err(|reason| Error::Usage(format!("--broker or RECADO_BROKER: {reason}")))
+        .and_then(|url| login.complete(url))
+}
+
+/// Reads an address to listen on: `127.0.0.1:5000`, `localhost:5000`, `[::1]:0`.
+///
+/// Errors: it is no address ([`Error::Usage`]).
+pub fn listen_address(text: &str) -> Result<SocketAddr> {
+    resolve(text).ok_or_else(|| {
+        Error::Usage(format!(
+            "--listen or RECADO_LISTEN: found {text:?}, allowed is ADDRESS:PORT, e.g. 127.0.0.1:5000"
+        ))
+    })
+}
+
+pub(super) fn broker(
+    flag: Option<&str>,
+    file: Option<BrokerUrl>,
+    login: Login,
+) -> Result<BrokerUrl> {
+    match (flag, file) {
+        (None, Some(url)) => login.complete(url),
+        (flag, _) => broker_with(flag, login),
+    }
+}
+
+// A name that no token has would shut everybody out, unnoticed.
+fn check_tokens(routes: &[file::Route], access: &Access, source: &source::Source) -> Result<()> {
+    let known = |name: &String| access.tokens.iter().any(|token| token.name == *name);
+    for file::Route {
+        route, tokens_at, ..
+    } in routes
+    {
+        if let Admission::Tokens(names) = &route.admission
+            && let Some(unknown) = names.iter().find(|name| !known(name))
+        {
+            let known: Vec<&str> = access.tokens.iter().map(|it| it.name.as_str()).collect();
+            let message =
+                format!("found {unknown:?}, allowed are the names in tokens_file: {known:?}");
+            return Err(source.wrong(tokens_at, "tokens", message));
+        }
+    }
+    Ok(())
+}
+
+/// Puts flags, environment, file and defaults together.
+///
+/// Errors: the file can't be read or holds a bad value ([`Error::ReadFile`],
+/// [`Error::Setting`]); a flag or variable is bad ([`Error::Usage`]).
+pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
+    let (file, source): (file::Gateway, _) = source::load(flags.config.as_deref())?;
+    let listen = match (&flags.listen, file.listen) {
+        (Some(text), _) => listen_address(text)?,
+        (None, Some(listen)) => listen.0,
+        (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
+    };
+    let access = file.access.load()?;
+    let routes = match file.route {
+        None => Route::built_in(),
+        Some(routes) => {
+            source.check_paths(&routes)?;
+            let response_topics = routes.iter().filter_map(|it| match &it.route.mode {
+                Mode::Json { response_topic } => {
+                    Some((response_topic.as_str(), &it.response_topic_at))
+                }
+                Mode::Http => None,
+            });
+            // A reply in JSON mode is told by its topic alone which route it belongs to.
+            source.no_repeats("response_topic", response_topics)?;
+            check_tokens(&routes, &access, &source)?;
+            routes.into_iter().map(|it| it.route).collect()
+        }
+    };
+    let login = Login::new(file.username, file.password_file, file.tls);
+    Ok(GatewaySettings {
+        access,
+        broker: broker(flags.broker.as_deref(), file.broker, login)?,
+        listen,
+        id: file.id,
+        front: flags.front.or(file.front).unwrap_or_default(),
+        keep_alive: file
+            .keep_alive_s
+            .map_or(DEFAULT_KEEP_ALIVE, Within::seconds),
+        max_waiting: file.max_waiting.map_or(1024, Within::size),
+        presence: file.presence.unwrap_or(true),
+        http: file.http.limits(),
+        routes,
+    })
+}
+
+/// Puts flags, environment, file and defaults together.
+///
+/// Errors: as [`gateway`].
+pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
+    let (file, source): (file::Agent, _) = source::load(flags.config.as_deref())?;
+    // Nobody's GET /ping may reach somebody's application.
+    let is_demo = flags.demo || flags.upstream.is_none() && file.upstream.is_none();
+    let upstream = match (&flags.upstream, file.upstream) {
+        (None, Some(upstream)) => upstream,
+        (flag, _) => flag
+            .as_deref()
+            .unwrap_or(DEFAULT_UPSTREAM)
+            .parse()
+            .map_err(|why| Error::Usage(format!("--upstream or RECADO_UPSTREAM: {why}")))?,
+    };
+    let id = match (&flags.id, file.id) {
+        (None, Some(id)) => id,
+        (flag, _) => Id::new(flag.as_deref().unwrap_or("demo"))
+            .map_err(|why| Error::Usage(format!("--id: {why}")))?,
+    };
+    let defaults = service::Defaults {
+        upstream,
+        workers: file.workers.map_or(64, Within::size),
+        queue: file.queue.map_or(256, Within::size),
+        timeout: file.timeout_ms.map_or(DEFAULT_TIMEOUT, Within::millis),
+    };
+    let ping = PartService::ping();
+    let mut parts = file.service.unwrap_or_else(|| match is_demo {
+        true => vec![PartService::ping()],
+        false => Vec::new(),
+    });
+    if flags.demo && !parts.iter().any(|part| part.takes_same(&ping)) {
+        parts.push(ping);
+    }
+    source.no_repeats(
+        "request_topic",
+        parts.iter().map(PartService::request_topic),
+    )?;
+    let services: Vec<Service> = parts
+        .into_iter()
+        .map(|part| part.service(&defaults))
+        .chain(file.direct.service(&id, &defaults))
+        .collect();
+    let login = Login::new(file.username, file.password_file, file.tls);
+    Ok(AgentSettings {
+        broker: broker(flags.broker.as_deref(), file.broker, login)?,
+        id,
+        keep_alive: file
+            .keep_alive_s
+            .map_or(DEFAULT_KEEP_ALIVE, Within::seconds),
+        max_timeout: file
+            .max_timeout_ms
+            .map_or(Duration::from_secs(30), Within::millis),
+        max_body_bytes: file.max_body_bytes.map_or(1024 * 1024, Within::size),
+        max_buffered_bytes: file
+            .max_buffered_bytes
+            .map_or(16 * 1024 * 1024, Within::size),
+        presence_refresh: file
+            .presence_refresh_s
+            .map_or(DEFAULT_PRESENCE_REFRESH, Within::seconds),
+        reply_prefixes: file
+            .reply_prefixes
+            .unwrap_or_else(|| vec!["api/ping/response".into(), "recado/".into()]),
+        services,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_url_is_not_repeated() {
+        let error = broker_url(Some("me:hush@host")).unwrap_err();
+        assert!(!error.to_string().contains("hush"), "{error}");
+    }
+}

@@ -1,0 +1,132 @@
+//! What `--check` prints: settings as a configuration file, secrets masked.
+
+use std::fmt;
+
+use http::Method;
+
+use crate::agent::{AgentSettings, ServiceMode};
+use crate::gateway::{Admission, GatewaySettings, Mode};
+use crate::link::{BrokerUrl, TlsFiles};
+
+fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
+    let files = broker.tls_files();
+    if *files == TlsFiles::default() {
+        return Ok(());
+    }
+    writeln!(f, "\n[tls]")?;
+    for (key, file) in [
+        ("ca_file", &files.ca_file),
+        ("certificate_file", &files.certificate_file),
+        ("key_file", &files.key_file),
+    ] {
+        if let Some(file) = file {
+            writeln!(f, "{key} = {file:?}")?;
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for GatewaySettings {
+    /// As a configuration file, secrets masked: what `--check` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "broker = \"{}\"", self.broker)?;
+        writeln!(f, "listen = \"{}\"", self.listen)?;
+        match &self.id {
+            Some(id) => writeln!(f, "id = \"{id}\"")?,
+            None => writeln!(f, "# id: a random one at each start")?,
+        }
+        writeln!(f, "front = \"{}\"", self.front)?;
+        writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
+        writeln!(f, "max_waiting = {}", self.max_waiting)?;
+        writeln!(f, "presence = {}", self.presence)?;
+        let http = &self.http;
+        writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
+        writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
+        writeln!(f, "max_body_bytes = {}", http.max_body_bytes)?;
+        writeln!(f, "max_buffered_bytes = {}", http.buffered_bytes())?;
+        writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
+        writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
+        writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;
+        write_tls(f, &self.broker)?;
+        writeln!(f, "\n[access]")?;
+        let access = &self.access;
+        if let Some(file) = &access.tokens_file {
+            writeln!(f, "tokens_file = {file:?}")?;
+        }
+        let names: Vec<&str> = access.tokens.iter().map(|it| it.name.as_str()).collect();
+        writeln!(f, "# tokens: {names:?}")?;
+        let proxies: Vec<String> = access
+            .trusted_proxies
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        writeln!(f, "trusted_proxies = {proxies:?}")?;
+        for route in &self.routes {
+            writeln!(f, "\n[[route]]\npath = \"{}\"", route.path)?;
+            if !route.methods.is_empty() {
+                let methods: Vec<&str> = route.methods.iter().map(Method::as_str).collect();
+                writeln!(f, "methods = {methods:?}")?;
+            }
+            writeln!(f, "request_topic = \"{}\"", route.request_topic)?;
+            match &route.mode {
+                Mode::Json { response_topic } => {
+                    writeln!(f, "mode = \"json\"\nresponse_topic = \"{response_topic}\"")?;
+                }
+                Mode::Http => writeln!(f, "mode = \"http\"")?,
+            }
+            writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
+            writeln!(f, "qos = {}", route.qos)?;
+            match &route.admission {
+                Admission::Public => writeln!(f, "access = \"public\"")?,
+                Admission::AnyToken => writeln!(f, "access = \"token\"")?,
+                Admission::Tokens(names) => writeln!(f, "tokens = {names:?}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AgentSettings {
+    /// As a configuration file, secrets masked: what `--check` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "broker = \"{}\"", self.broker)?;
+        writeln!(f, "id = \"{}\"", self.id)?;
+        writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
+        writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
+        writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
+        writeln!(f, "max_buffered_bytes = {}", self.buffered_bytes())?;
+        let refresh = self.presence_refresh.as_secs();
+        writeln!(f, "presence_refresh_s = {refresh}")?;
+        writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
+        write_tls(f, &self.broker)?;
+        for service in &self.services {
+            match &service.name {
+                Some(name) => writeln!(f, "\n[[service]]\nname = \"{name}\"")?,
+                None => writeln!(f, "\n[direct]")?,
+            }
+            writeln!(f, "request_topic = \"{}\"", service.request_topic)?;
+            match &service.mode {
+                ServiceMode::Json {
+                    response_topic,
+                    path,
+                } => {
+                    writeln!(f, "mode = \"json\"\nresponse_topic = \"{response_topic}\"")?;
+                    writeln!(f, "path = \"{path}\"")?;
+                }
+                ServiceMode::Http { path_prefix, allow } => {
+                    let methods: Vec<&str> = allow.methods.iter().map(Method::as_str).collect();
+                    writeln!(f, "mode = \"http\"\npath_prefix = \"{path_prefix}\"")?;
+                    writeln!(f, "methods = {methods:?}\npaths = {:?}", allow.paths)?;
+                }
+            }
+            writeln!(f, "upstream = \"{}\"", service.upstream)?;
+            writeln!(
+                f,
+                "workers = {}\nqueue = {}",
+                service.workers, service.queue
+            )?;
+            writeln!(f, "timeout_ms = {}", service.timeout.as_millis())?;
+        }
+        Ok(())
+    }
+}

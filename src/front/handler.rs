@@ -1,0 +1,63 @@
+//! What a front and a handler exchange.
+//!
+//! A front is an HTTP server: it owns sockets and threads, reads requests, calls the one
+//! [`Handler`], and writes what that returns. A handler knows nothing of sockets and may block.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use crate::base::error::Result;
+use crate::http::{Request, Response};
+
+/// Answers requests. Called on many threads at a time; may block.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request of a client.
+    fn handle(&self, request: Request, client: &Client<'_>) -> Response;
+}
+
+/// Who sent a request.
+pub struct Client<'a> {
+    /// Where the connection comes from.
+    pub peer: SocketAddr,
+    pub(super) connection: Option<&'a TcpStream>,
+}
+
+impl Client<'_> {
+    /// Whether it has closed the connection, so that nobody will read the answer. A client that
+    /// has closed only its own direction counts as gone too: the two can't be told apart.
+    pub fn has_hung_up(&self) -> bool {
+        let Some(connection) = self.connection else {
+            return false;
+        };
+        // Only this thread uses the connection, and it is not reading now.
+        let _ = connection.set_nonblocking(true);
+        let seen = connection.peek(&mut [0]);
+        let _ = connection.set_nonblocking(false);
+        match seen {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        }
+    }
+}
+
+impl<F> Handler for F
+where
+    F: Fn(Request, &Client<'_>) -> Response + Send + Sync + 'static,
+{
+    fn handle(&self, request: Request, client: &Client<'_>) -> Response {
+        self(request, client)
+    }
+}
+
+/// A running HTTP server.
+pub trait Front: Send + Sync {
+    /// The address it listens on, with the real port.
+    fn address(&self) -> SocketAddr;
+
+    /// Accepts no more connections, lets the requests in hand be answered, and joins its threads.
+    ///
+    /// Errors: a request is still being answered at `deadline`
+    /// ([`Error::Thread`](crate::base::error::Error::Thread)).
+    fn stop(self: Box<Self>, deadline: Instant) -> Result<()>;
+}

@@ -1,0 +1,128 @@
+//! What the two modes share: the way to the broker and who waits there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+
+use super::access::Caller;
+use super::inbox::{Inboxes, broker_away};
+use super::presence::Presence;
+use super::router::{Found, Router};
+use super::settings::{Access, GatewaySettings};
+use super::timing::Timing;
+use crate::base::error::Result;
+use crate::base::topic::Id;
+use crate::front::Client;
+use crate::http::problem::Problem;
+use crate::http::{Request, RequestId, Response};
+use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
+use crate::wire::{JSON, packet_limit};
+
+/// How many messages may wait to be written to the broker, unless more may wait for a reply.
+const QUEUE: usize = 1024;
+
+/// What every request of this gateway needs.
+pub(super) struct Carrier {
+    pub publisher: Publisher,
+    pub router: Router,
+    pub inboxes: Arc<Inboxes>,
+    pub presence: Arc<Presence>,
+    pub access: Access,
+}
+
+impl Carrier {
+    pub fn start(settings: &GatewaySettings) -> Result<(Link, Carrier)> {
+        let id = settings.id.clone().unwrap_or_else(Id::random);
+        let router = Router::new(&settings.routes)?;
+        let inboxes = Arc::new(Inboxes::new(&router, &id, settings)?);
+        let presence = Arc::new(Presence::default());
+        let options = LinkOptions {
+            broker: settings.broker.clone(),
+            // A second process with the same client id would throw the first one out.
+            client_id: format!("recado-gateway-{}", Id::random()),
+            session_expiry: Duration::ZERO,
+            keep_alive: settings.keep_alive,
+            max_packet_bytes: packet_limit(settings.http.max_body_bytes),
+            queue: QUEUE.max(settings.max_waiting),
+            queue_bytes: settings.http.buffered_bytes(),
+            proves_topics: true,
+            manual_acknowledgement: false,
+            will: None,
+            subscriptions: inboxes.subscriptions(),
+        };
+        let (received, known) = (Arc::clone(&inboxes), Arc::clone(&presence));
+        let relied_upon = settings.presence;
+        let link = Link::start(options, move |publisher, event| match event {
+            LinkEvent::Ready => {
+                log::info!("ready as gateway {id}");
+                known.connected(relied_upon && publisher.offer().retain);
+                received.probe(publisher);
+            }
+            LinkEvent::Acknowledged(acknowledgement) => received.acknowledged(&acknowledgement),
+            LinkEvent::Message(message) => received.receive(message, &known),
+            LinkEvent::Down(_) => known.forget(),
+            _ => {}
+        })?;
+        let publisher = link.publisher().clone();
+        let shared = Carrier {
+            publisher,
+            router,
+            inboxes,
+            presence,
+            access: settings.access.clone(),
+        };
+        Ok((link, shared))
+    }
+
+    pub fn ready(&self) -> std::result::Result<(), Problem> {
+        self.publisher.ready().map_err(|why| broker_away(&why))?;
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let inboxes = self.inboxes.check(&self.publisher);
+        inboxes.map_err(|problem| Problem { status, ..problem })?;
+        match self.presence.is_complete() {
+            true => Ok(()),
+            false => Err(self.not_known_yet()),
+        }
+    }
+
+    pub fn not_known_yet(&self) -> Problem {
+        self.inboxes.probe_again(&self.publisher);
+        broker_away("the broker has not said yet which agents are there")
+    }
+}
+
+/// A request that leads to a route.
+pub(super) struct Asked<'a> {
+    pub route: usize,
+    pub found: &'a Found<'a>,
+    pub request: &'a Request,
+    pub client: &'a Client<'a>,
+    pub caller: Caller<'a>,
+    pub id: &'a RequestId,
+    pub begun: Instant,
+}
+
+/// An answer, and which share of the time was spent where.
+pub(super) struct Answer {
+    pub response: Response,
+    pub timing: Timing,
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Answer {
+        Answer {
+            response,
+            timing: Timing::default(),
+        }
+    }
+}
+
+pub(super) fn json_response(body: Bytes) -> Response {
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+    response
+}

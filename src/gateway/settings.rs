@@ -1,0 +1,198 @@
+//! What a gateway runs with.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Method;
+use ipnet::IpNet;
+
+use super::template::TopicTemplate;
+use crate::base::topic::{Id, Topic, constant_topic};
+use crate::front::{FrontKind, HttpLimits};
+use crate::link::BrokerUrl;
+use crate::wire::Qos;
+
+/// What api_1 runs with.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// The broker.
+    pub broker: BrokerUrl,
+    /// Where to listen for HTTP; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// This gateway's id; none: a random one at each start.
+    pub id: Option<Id>,
+    /// Which HTTP server to use.
+    pub front: FrontKind,
+    /// The interval between MQTT pings.
+    pub keep_alive: Duration,
+    /// How many requests may wait for a reply at a time, per route.
+    pub max_waiting: usize,
+    /// Whether the broker can be relied upon to say which agents are there.
+    pub presence: bool,
+    /// The bounds of the HTTP server.
+    pub http: HttpLimits,
+    /// Who may call.
+    pub access: Access,
+    /// The routes.
+    pub routes: Vec<Route>,
+}
+
+/// How long a caller waits unless something else is said.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The gateway's own paths, which no route may claim.
+pub const OWN_PATHS: [&str; 4] = ["/healthz", "/readyz", "/agents", "/agents/{id}"];
+
+/// How requests of a route travel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// As JSON that any program with MQTT 3.1.1 can read; such programs answer on this topic.
+    /// The gateway's own inbox is the level `<gateway-id>` below it.
+    Json {
+        /// Where peers that know no Response Topic answer.
+        response_topic: Topic,
+    },
+    /// As HTTP: method, target, headers and body, to an agent.
+    Http,
+}
+
+/// One route of the gateway.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The pattern of the paths that it serves: `/agents/{id}/{*path}`. `{name}` stands for one
+    /// segment, a final `{*name}` for the rest.
+    pub path: String,
+    /// The methods that it serves; empty: every one.
+    pub methods: Vec<Method>,
+    /// Where requests are published.
+    pub request_topic: TopicTemplate,
+    /// How they travel.
+    pub mode: Mode,
+    /// How long a client waits for the reply at the most.
+    pub timeout: Duration,
+    /// With which quality of service requests are published.
+    pub qos: Qos,
+    /// Who may call it.
+    pub admission: Admission,
+}
+
+impl Route {
+    /// The patterns of every path that it answers: with `{*path}` what stands before it too, which
+    /// leads to the root of what is behind it.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        let root = self.path.split_once("{*").map(|(root, _)| root);
+        [self.path.as_str()]
+            .into_iter()
+            .chain(root.filter(|root| root.ends_with('/')))
+    }
+
+    /// The path without a slash at its end for which a route of HTTP mode has only the one with it.
+    pub fn without_slash(&self) -> Option<&str> {
+        let root = self.patterns().nth(1)?.trim_end_matches('/');
+        (self.mode == Mode::Http && !root.is_empty()).then_some(root)
+    }
+
+    /// The routes out of the box.
+    pub fn built_in() -> Vec<Route> {
+        vec![Route::ping(), Route::agents(), Route::services()]
+    }
+
+    /// `GET /ping`: a question in JSON to whoever answers it.
+    pub fn ping() -> Route {
+        Route {
+            path: "/ping".into(),
+            methods: vec![Method::GET, Method::HEAD],
+            request_topic: constant("api/ping/request"),
+            mode: Mode::Json {
+                response_topic: constant_topic("api/ping/response"),
+            },
+            timeout: DEFAULT_TIMEOUT,
+            qos: Qos::AtMostOnce,
+            admission: Admission::AnyToken,
+        }
+    }
+
+    /// `ANY /agents/{id}/…`: any HTTP request to one agent.
+    pub fn agents() -> Route {
+        Route::http("/agents/{id}/{*path}", "recado/agents/{id}/request")
+    }
+
+    /// `ANY /services/{name}/…`: any HTTP request to one of the agents that serve it.
+    pub fn services() -> Route {
+        Route::http("/services/{name}/{*path}", "recado/services/{name}/request")
+    }
+
+    fn http(path: &str, request_topic: &str) -> Route {
+        Route {
+            path: path.into(),
+            methods: Vec::new(),
+            request_topic: constant(request_topic),
+            mode: Mode::Http,
+            ..Route::ping()
+        }
+    }
+}
+
+#[allow(clippy::expect_used)] // constants, covered by tests
+fn constant(text: &str) -> TopicTemplate {
+    TopicTemplate::new(text).expect("a constant topic template")
+}
+
+/// Who may call a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Everybody.
+    Public,
+    /// Whoever has a token, if there are any tokens; else everybody.
+    AnyToken,
+    /// Whoever has one of the tokens with these names.
+    Tokens(Vec<String>),
+}
+
+/// A token and its name, so that one of several can be withdrawn.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// What the upstream knows its owner by.
+    pub name: String,
+    /// The secret.
+    pub secret: String,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:***", self.name)
+    }
+}
+
+/// Who may call, and who is believed.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// The tokens; empty: no route needs one.
+    pub tokens: Vec<Token>,
+    /// Where the tokens came from.
+    pub tokens_file: Option<PathBuf>,
+    /// Whose `X-Forwarded-*` and `Forwarded` fields are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Access {
+    /// Whether a peer's word on whom it forwards for is believed.
+    pub fn trusts(&self, peer: SocketAddr) -> bool {
+        // A socket that listens on :: sees IPv4 clients in IPv6 clothes.
+        let address = peer.ip().to_canonical();
+        self.trusted_proxies
+            .iter()
+            .any(|net| net.contains(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_routes_are_whole() {
+        assert_eq!(Route::built_in().len(), 3);
+    }
+}

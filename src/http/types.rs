@@ -1,0 +1,93 @@
+//! Requests and answers, and what they are called.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+/// A request with its whole body.
+pub type Request = http::Request<Bytes>;
+
+/// An answer with its whole body.
+pub type Response = http::Response<Bytes>;
+
+/// The status of an answer that nobody will read, since its client has gone: the log shows it, and the
+/// connection is closed without a word. Others use this number too, for the same.
+pub fn client_gone() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT)
+}
+
+/// The header that names a request in answers and logs.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Marks a [`Response`] that is not to be sent: its client has gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Unanswered;
+
+/// Whether an answer with this status has a body (RFC 9110, section 6.4.1).
+pub fn has_body(status: StatusCode) -> bool {
+    !(status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED)
+}
+
+/// The name of one request: in the header `X-Request-Id`, in problem documents, in log lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestId(String);
+
+impl RequestId {
+    /// Makes a new one.
+    pub fn random() -> RequestId {
+        RequestId(format!("{:016x}", getrandom::u64().unwrap_or_default()))
+    }
+
+    /// Takes the caller's own, if it sent one that is safe to repeat; else makes one.
+    pub fn of(headers: &HeaderMap) -> RequestId {
+        RequestId::given(headers.get(X_REQUEST_ID)).unwrap_or_else(RequestId::random)
+    }
+
+    /// Takes one that is safe to repeat: 1 to 64 of the characters `A-Z a-z 0-9 . _ -`.
+    pub fn given(value: Option<&HeaderValue>) -> Option<RequestId> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let sane = |id: &&str| (1..=64).contains(&id.len()) && id.chars().all(allowed);
+        value
+            .and_then(|value| value.to_str().ok())
+            .filter(sane)
+            .map(|id| RequestId(id.to_owned()))
+    }
+
+    /// The value of the header `X-Request-Id`.
+    pub fn header(&self) -> Option<HeaderValue> {
+        HeaderValue::from_str(&self.0).ok()
+    }
+
+    /// The id.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_id_that_could_do_harm_is_replaced() {
+        let id = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_ID, value.parse().unwrap());
+            RequestId::of(&headers).to_string()
+        };
+        assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
+        for bad in ["", "a b", "a\"b", "<script>", &"x".repeat(65)] {
+            assert_ne!(id(bad), bad);
+            assert_eq!(id(bad).len(), 16);
+        }
+    }
+}

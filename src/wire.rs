@@ -1,0 +1,11 @@
+//! What travels, byte for byte: messages, and HTTP and JSON within them. Pure: no I/O, no clock.
+
+pub mod deadline;
+pub mod http;
+pub mod json;
+pub mod message;
+pub mod presence;
+pub mod reply;
+
+pub use message::{Correlation, Message, Properties, Qos, packet_limit};
+pub use reply::{Hop, JSON, PROBLEM_JSON};

@@ -1,0 +1,427 @@
+//! Requests and replies as MQTT messages, in HTTP mode: everything end-to-end is carried as it is.
+//!
+//! Method, target and status are user properties; each header field is one, in order, named `h`,
+//! its value `name: value`; the body is the payload, byte for byte. An MQTT string is UTF-8 and
+//! brokers refuse control characters in it, so a field whose value is not of that kind is carried
+//! as `hb`, its value in hexadecimal. Framing and the connection belong to each side alone and are
+//! never carried (RFC 9110, section 7.6.1).
+
+use std::fmt::{self, Write};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+
+use super::message::{Message, Properties};
+use super::reply::{BadReply, ERROR, Hop, STATUS, status};
+
+/// The user property that names the version of this encoding.
+pub const VERSION: &str = "v";
+/// The one version there is.
+pub const VERSION_1: &str = "1";
+const METHOD: &str = "method";
+const TARGET: &str = "target";
+const HEADER: &str = "h";
+const HEADER_BYTES: &str = "hb";
+
+/// Why a request in HTTP mode is not executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRequest {
+    /// The status to answer with.
+    pub status: StatusCode,
+    reason: String,
+}
+
+impl BadRequest {
+    fn new(reason: impl Into<String>) -> BadRequest {
+        BadRequest {
+            status: StatusCode::BAD_REQUEST,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for BadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// Adds what a request is to the properties of its message. `target` is the path and query that
+/// the upstream is asked for.
+pub fn write_request(request: &Request<Bytes>, target: &PathAndQuery, properties: &mut Properties) {
+    let user = &mut properties.user;
+    user.push((VERSION.to_owned(), VERSION_1.to_owned()));
+    user.push((METHOD.to_owned(), request.method().as_str().to_owned()));
+    user.push((TARGET.to_owned(), target.as_str().to_owned()));
+    write_headers(request.headers(), properties);
+}
+
+/// Reads a request in HTTP mode; its URI is the path and query.
+///
+/// Errors: see [`BadRequest`]; 505 for another version, else 400.
+pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
+    let properties = &message.properties;
+    let only = |name| {
+        let value = properties.only(name);
+        value.map_err(|bad| BadRequest::new(bad.to_string()))
+    };
+    match only(VERSION)? {
+        Some(VERSION_1) => {}
+        other => {
+            let found = other.unwrap_or_default();
+            return Err(BadRequest {
+                status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                reason: format!("its version is {found:?}, this agent knows {VERSION_1:?}"),
+            });
+        }
+    }
+    let method = only(METHOD)?
+        .and_then(|text| Method::from_bytes(text.as_bytes()).ok())
+        .filter(|method| *method != Method::CONNECT)
+        .ok_or_else(|| BadRequest::new("its method is missing, not a token, or CONNECT"))?;
+    let target: PathAndQuery = only(TARGET)?
+        .filter(|text| text.starts_with('/') || (*text == "*" && method == Method::OPTIONS))
+        .filter(|text| text.is_ascii() && !text.contains('#'))
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| BadRequest::new("its target is missing or not a path"))?;
+    let mut headers = read_headers(properties).map_err(BadRequest::new)?;
+    headers.remove(header::CONTENT_LENGTH);
+    // Which host it is, the agent's settings say.
+    headers.remove(header::HOST);
+    let mut request = Request::new(message.payload.clone());
+    *request.method_mut() = method;
+    *request.uri_mut() = target.into();
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// The properties of a reply: status, headers, and where the agent itself reports an error, its
+/// hop. The answer to a HEAD request says how long the body would have been.
+pub fn write_reply(response: &Response<Bytes>, error: Option<Hop>, method: &Method) -> Properties {
+    let mut properties = Properties::default();
+    let user = &mut properties.user;
+    user.push((VERSION.to_owned(), VERSION_1.to_owned()));
+    user.push((STATUS.to_owned(), response.status().as_str().to_owned()));
+    if let Some(hop) = error {
+        user.push((ERROR.to_owned(), hop.as_str().to_owned()));
+    }
+    write_headers(response.headers(), &mut properties);
+    if *method == Method::HEAD
+        && let Some(length) = response.headers().get(header::CONTENT_LENGTH)
+        && let Ok(length) = length.to_str()
+    {
+        let field = format!("{}: {length}", header::CONTENT_LENGTH);
+        properties.user.push((HEADER.to_owned(), field));
+    }
+    properties
+}
+
+/// Reads a reply in HTTP mode.
+///
+/// Errors: no status, one that isn't 200 to 599, or a header that isn't valid HTTP.
+pub fn read_reply(message: &Message, method: &Method) -> Result<Response<Bytes>, BadReply> {
+    let text = message
+        .properties
+        .user(STATUS)
+        .ok_or_else(|| BadReply("it has no status".into()))?;
+    let status = status(text)?;
+    if let Some(other) = message.properties.user(VERSION)
+        && other != VERSION_1
+    {
+        return Err(BadReply(format!("its version is {other:?}")));
+    }
+    let mut headers = read_headers(&message.properties).map_err(BadReply)?;
+    if *method != Method::HEAD {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let mut response = Response::new(message.payload.clone());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+fn write_headers(headers: &HeaderMap, properties: &mut Properties) {
+    let hop_by_hop = connection_options(headers);
+    properties.user.reserve(headers.len());
+    for (name, value) in headers {
+        let named = |option: &&str| option.eq_ignore_ascii_case(name.as_str());
+        if is_hop_by_hop(name) || hop_by_hop.iter().any(named) {
+            continue;
+        }
+        match std::str::from_utf8(value.as_bytes()) {
+            Ok(text) if is_mqtt_text(text) => {
+                // MQTT has a property of its own for this one.
+                if name == header::CONTENT_TYPE && properties.content_type.is_none() {
+                    properties.content_type = Some(text.to_owned());
+                } else {
+                    let field = [name.as_str(), ": ", text].concat();
+                    properties.user.push((HEADER.to_owned(), field));
+                }
+            }
+            _ => {
+                let mut field = format!("{name}: ");
+                for byte in value.as_bytes() {
+                    let _ = write!(field, "{byte:02x}");
+                }
+                properties.user.push((HEADER_BYTES.to_owned(), field));
+            }
+        }
+    }
+}
+
+fn read_headers(properties: &Properties) -> Result<HeaderMap, String> {
+    // Most properties are headers; who sends thousands of others gets no memory for them.
+    let mut headers = HeaderMap::with_capacity(properties.user.len().min(64));
+    if let Some(content_type) = &properties.content_type {
+        let value = HeaderValue::from_bytes(content_type.as_bytes())
+            .map_err(|_| "its content type is not a header value".to_owned())?;
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    for (key, field) in &properties.user {
+        let bytes = match key.as_str() {
+            HEADER => false,
+            HEADER_BYTES => true,
+            _ => continue,
+        };
+        let malformed = || format!("its header {:?} is not valid HTTP", excerpt(field));
+        let (name, text) = field.split_once(": ").ok_or_else(malformed)?;
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| malformed())?;
+        let value = match bytes {
+            false => HeaderValue::from_bytes(text.as_bytes()).ok(),
+            true => unhex(text).and_then(|bytes| HeaderValue::from_bytes(&bytes).ok()),
+        };
+        let value = value.ok_or_else(malformed)?;
+        // The other side may not have stripped them.
+        if name == header::CONTENT_LENGTH || !is_hop_by_hop(&name) {
+            let too_many = |_| "it has too many headers".to_owned();
+            headers.try_append(name, value).map_err(too_many)?;
+        }
+    }
+    Ok(headers)
+}
+
+fn excerpt(field: &str) -> String {
+    field.chars().take(40).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
+        return None;
+    }
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
+        .collect()
+}
+
+// MQTT 5, section 1.5.4: what a receiver may treat as malformed, and Mosquitto does.
+fn is_mqtt_text(text: &str) -> bool {
+    !text.chars().any(|c| {
+        c.is_control() || (c as u32) & 0xfffe == 0xfffe || ('\u{fdd0}'..='\u{fdef}').contains(&c)
+    })
+}
+
+/// Whether a field is about one connection or one message's framing, and so is not carried.
+pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::CONTENT_LENGTH
+            | header::EXPECT
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+}
+
+/// Removes what is not carried, and what `Connection` says is not to be.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<String> = connection_options(headers)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    for name in listed {
+        headers.remove(name.as_str());
+    }
+    remove_where(headers, is_hop_by_hop);
+}
+
+/// Removes the fields whose name is so.
+pub(crate) fn remove_where(headers: &mut HeaderMap, is_so: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| is_so(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+// The names that `Connection` lists.
+fn connection_options(headers: &HeaderMap) -> Vec<&str> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(method: &str, target: &str, fields: &[(&str, &[u8])]) -> Message {
+        let mut request = Request::new(Bytes::from_static(b"body\0\xff"));
+        *request.method_mut() = Method::from_bytes(method.as_bytes()).unwrap();
+        for (name, value) in fields {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            let value = HeaderValue::from_bytes(value).unwrap();
+            request.headers_mut().append(name, value);
+        }
+        let mut properties = Properties::default();
+        write_request(&request, &target.parse().unwrap(), &mut properties);
+        Message {
+            payload: request.into_body(),
+            properties,
+            ..Message::default()
+        }
+    }
+
+    fn with(name: &str, value: &str) -> Message {
+        let mut message = request("GET", "/", &[]);
+        message.properties.user.retain(|(key, _)| key != name);
+        message.properties.user.push((name.into(), value.into()));
+        message
+    }
+
+    #[test]
+    fn everything_end_to_end_survives() {
+        let message = request(
+            "PROPFIND",
+            "/a%2Fb/;c?d=e%20f&&g",
+            &[
+                ("content-type", b"text/plain"),
+                ("x-a", b"1"),
+                ("x-b", b""),
+                ("x-a", b"2"),
+                ("x-bytes", b"caf\xe9"),
+                ("x-tab", b"a\tb"),
+                ("x-utf8", "olá".as_bytes()),
+            ],
+        );
+        assert_eq!(
+            message.properties.content_type.as_deref(),
+            Some("text/plain")
+        );
+        let read = read_request(&message).unwrap();
+        assert_eq!(read.method().as_str(), "PROPFIND");
+        assert_eq!(read.uri(), "/a%2Fb/;c?d=e%20f&&g");
+        assert_eq!(read.body().as_ref(), b"body\0\xff");
+        let values: Vec<_> = read.headers().get_all("x-a").iter().collect();
+        assert_eq!(values, ["1", "2"]);
+        assert_eq!(read.headers()["x-b"], "");
+        assert_eq!(read.headers()["x-bytes"].as_bytes(), b"caf\xe9");
+        assert_eq!(read.headers()["x-tab"].as_bytes(), b"a\tb");
+        assert_eq!(read.headers()["x-utf8"].as_bytes(), "olá".as_bytes());
+        for (_, value) in &message.properties.user {
+            assert!(is_mqtt_text(value), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_one_connection_stays_there() {
+        let message = request(
+            "GET",
+            "/",
+            &[
+                ("connection", b"close, X-Mine"),
+                ("x-mine", b"1"),
+                ("keep-alive", b"timeout=5"),
+                ("te", b"trailers"),
+                ("transfer-encoding", b"chunked"),
+                ("content-length", b"5"),
+                ("upgrade", b"h2c"),
+                ("expect", b"100-continue"),
+                ("x-kept", b"1"),
+            ],
+        );
+        let read = read_request(&message).unwrap();
+        let names: Vec<_> = read.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["x-kept"]);
+        let smuggled = with("h", "transfer-encoding: chunked");
+        assert!(read_request(&smuggled).unwrap().headers().is_empty());
+    }
+
+    #[test]
+    fn odd_requests_are_refused() {
+        for (name, value, status) in [
+            ("v", "2", 505),
+            ("v", "", 505),
+            ("method", "", 400),
+            ("method", "G T", 400),
+            ("target", "", 400),
+            ("target", "a", 400),
+            ("target", "*", 400),
+            ("target", "/a b", 400),
+            ("target", "/#a", 400),
+            ("target", "http://x/", 400),
+            ("h", "no colon", 400),
+            ("h", "a b: c", 400),
+            ("h", ": c", 400),
+            ("h", "a: b\r\nc: d", 400),
+            ("hb", "a: xyz0", 400),
+            ("hb", "a: 0", 400),
+            ("hb", "a: 0d0a", 400),
+        ] {
+            let error = read_request(&with(name, value)).unwrap_err();
+            assert_eq!(error.status, status, "{name} {value:?}: {error}");
+        }
+        assert!(read_request(&with("unknown", "ignored")).is_ok());
+    }
+
+    #[test]
+    fn a_head_reply_keeps_its_length_and_others_do_not() {
+        let mut response = Response::new(Bytes::new());
+        let length = HeaderValue::from_static("1234");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length);
+        for (method, expected) in [(Method::HEAD, Some("1234")), (Method::GET, None)] {
+            let message = Message {
+                properties: write_reply(&response, None, &method),
+                ..Message::default()
+            };
+            let read = read_reply(&message, &method).unwrap();
+            let found = read.headers().get("content-length");
+            assert_eq!(found.map(|value| value.to_str().unwrap()), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_value_survives(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(value) = HeaderValue::from_bytes(&bytes) {
+                let message = request("GET", "/", &[("x", value.as_bytes())]);
+                let read = read_request(&message).unwrap();
+                prop_assert_eq!(read.headers()["x"].as_bytes(), value.as_bytes());
+                prop_assert!(message.properties.user.iter().all(|(_, text)| is_mqtt_text(text)));
+            }
+        }
+
+        #[test]
+        fn no_properties_panic(user in proptest::collection::vec(("(v|method|target|h|hb|status)", any::<String>()), 0..6)) {
+            let message = Message {
+                properties: Properties { user, ..Properties::default() },
+                ..Message::default()
+            };
+            let _ = read_request(&message);
+            let _ = read_reply(&message, &Method::GET);
+        }
+    }
+}
