@@ -2,9 +2,12 @@
 
 pub mod bad_request;
 pub mod chunked;
+pub mod failure;
 pub mod framing;
 pub mod head;
 pub mod problem;
 pub mod types;
 
+pub use failure::Failure;
+pub use problem::Problem;
 pub use types::{Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone, has_body};

@@ -1,12 +1,10 @@
 //! A service with what was prepared for it, and which requests it lets through.
 
-use http::{StatusCode, Uri};
+use http::Uri;
 
 use super::settings::{Allow, Service, ServiceMode};
 use crate::base::error::{Error, Result};
-use crate::http::Request;
-use crate::http::problem::Problem;
-use crate::wire::Hop;
+use crate::http::{Failure, Request};
 
 // A service with what was prepared for it.
 pub(super) struct Filter {
@@ -45,11 +43,8 @@ impl Filter {
     /// Whether a request is on the list of those that may be called.
     ///
     /// Errors: it is not (403).
-    pub fn check(&self, request: &Request, allow: &Allow) -> std::result::Result<(), Problem> {
-        let refused = |what: &str| {
-            let detail = format!("this agent does not pass on {what}");
-            Err(Problem::new(StatusCode::FORBIDDEN, Hop::Agent, detail))
-        };
+    pub fn check(&self, request: &Request, allow: &Allow) -> std::result::Result<(), Failure> {
+        let refused = |what: &str| Err(Failure::NotAllowed(what.to_owned()));
         if !allow.methods.is_empty() && !allow.methods.contains(request.method()) {
             return refused(request.method().as_str());
         }

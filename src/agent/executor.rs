@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, header};
 use serde_json::value::RawValue;
 
 use super::allow::Filter;
@@ -11,12 +11,11 @@ use super::job::Job;
 use super::settings::{AgentSettings, Allow, ServiceMode};
 use crate::base::error::Result;
 use crate::base::logging::excerpt;
-use crate::http::problem::Problem;
-use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
+use crate::http::{Failure, Request, RequestId, Response, X_REQUEST_ID};
 use crate::upstream::{Upstream, UpstreamError};
+use crate::wire::JSON;
 use crate::wire::http::read_request;
 use crate::wire::json::{REQUEST_ID, add_received};
-use crate::wire::{Hop, JSON};
 
 /// Whatever is left of a caller's time, this much of it is the reply's.
 const WAY_BACK: Duration = Duration::from_millis(50);
@@ -49,7 +48,7 @@ impl Executor {
         &self,
         job: &Job,
         left: Duration,
-    ) -> std::result::Result<Response, (String, Problem)> {
+    ) -> std::result::Result<Response, (String, Failure)> {
         match &self.settings.services[job.service].mode {
             ServiceMode::Json { .. } => self.execute_json(job, left),
             ServiceMode::Http { path_prefix, allow } => {
@@ -62,18 +61,17 @@ impl Executor {
         &self,
         job: &Job,
         left: Duration,
-    ) -> std::result::Result<Response, (String, Problem)> {
+    ) -> std::result::Result<Response, (String, Failure)> {
         let payload = &job.message.payload;
         let id = job.message.properties.user(REQUEST_ID);
         let id = id.and_then(|id| HeaderValue::try_from(id).ok());
         let id = RequestId::given(id.as_ref());
         // Not the payload: what it holds is for the level info.
-        let failed = |problem| (format!("{} ({})", job.message.topic, name(&id)), problem);
+        let failed = |failure| (format!("{} ({})", job.message.topic, name(&id)), failure);
         self.check_size(payload).map_err(failed)?;
         if let Err(error) = serde_json::from_slice::<&RawValue>(payload) {
-            let detail = format!("the request is not JSON: {error}");
-            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail);
-            return Err(failed(problem));
+            let flaw = format!("the request is not JSON: {error}");
+            return Err(failed(Failure::Unreadable(flaw)));
         }
         let mut request = Request::new(payload.clone());
         *request.method_mut() = Method::POST;
@@ -104,16 +102,16 @@ impl Executor {
         path_prefix: &str,
         allow: &Allow,
         left: Duration,
-    ) -> std::result::Result<Response, (String, Problem)> {
-        let unread = |problem| (job.message.topic.clone(), problem);
+    ) -> std::result::Result<Response, (String, Failure)> {
+        let unread = |failure| (job.message.topic.clone(), failure);
         self.check_size(&job.message.payload).map_err(unread)?;
         let mut request = read_request(&job.message).map_err(|bad| {
-            let detail = format!("the request can't be executed: {bad}");
-            unread(Problem::new(bad.status, Hop::Agent, detail))
+            let (status, flaw) = (bad.status, bad.to_string());
+            unread(Failure::NotExecutable { status, flaw })
         })?;
         let id = RequestId::given(request.headers().get(X_REQUEST_ID));
         let asked = format!("{} {} ({})", request.method(), request.uri(), name(&id));
-        let failed = |problem| (asked.clone(), problem);
+        let failed = |failure| (asked.clone(), failure);
         self.filters[job.service]
             .check(&request, allow)
             .map_err(failed)?;
@@ -125,8 +123,9 @@ impl Executor {
                 .join(&format!("{path_prefix}{}", request.uri())),
         };
         *request.uri_mut() = target.parse().map_err(|error| {
-            let detail = format!("{target:?} is no URL: {error}");
-            failed(Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, detail))
+            failed(Failure::Unreadable(format!(
+                "{target:?} is no URL: {error}"
+            )))
         })?;
         let response = self.call(job, request, left).map_err(failed)?;
         log::info!(
@@ -138,18 +137,12 @@ impl Executor {
         Ok(response)
     }
 
-    fn check_size(&self, payload: &Bytes) -> std::result::Result<(), Problem> {
+    fn check_size(&self, payload: &Bytes) -> std::result::Result<(), Failure> {
         let limit = self.settings.max_body_bytes;
         if payload.len() <= limit {
             return Ok(());
         }
-        let detail =
-            format!("the request is larger than {limit} bytes (max_body_bytes of the agent)");
-        Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            Hop::Agent,
-            detail,
-        ))
+        Err(Failure::RequestOver(limit))
     }
 
     // A little less than the caller has left, so that the error of a slow upstream arrives before
@@ -159,18 +152,24 @@ impl Executor {
         job: &Job,
         request: Request,
         left: Duration,
-    ) -> std::result::Result<Response, Problem> {
+    ) -> std::result::Result<Response, Failure> {
         let time = left - (left / 10).min(WAY_BACK);
         self.upstream.call(request, time).map_err(|error| {
-            let mut problem = upstream_problem(&error);
-            if problem.status == StatusCode::GATEWAY_TIMEOUT {
-                problem.detail += &format!(" ({} ms)", time.as_millis());
-                if job.is_shortened {
-                    let limit = self.settings.max_timeout.as_millis();
-                    problem.detail += &format!("; max_timeout_ms = {limit} of the agent is less than what the caller allows");
+            let mut words = error.to_string();
+            match error {
+                UpstreamError::Unreachable(_) => Failure::Unreachable(words),
+                UpstreamError::TimedOut | UpstreamError::Unfinished(_) => {
+                    words += &format!(" ({} ms)", time.as_millis());
+                    if job.is_shortened {
+                        let limit = self.settings.max_timeout.as_millis();
+                        words += &format!("; max_timeout_ms = {limit} of the agent is less than what the caller allows");
+                    }
+                    Failure::UpstreamTooSlow(words)
                 }
+                UpstreamError::TooLarge(_)
+                | UpstreamError::Endless(_)
+                | UpstreamError::Broken(_) => Failure::BadAnswer(words),
             }
-            problem
         })
     }
 }
@@ -179,22 +178,9 @@ fn name(id: &Option<RequestId>) -> &str {
     id.as_ref().map_or("-", RequestId::as_str)
 }
 
-fn upstream_problem(error: &UpstreamError) -> Problem {
-    let detail = error.to_string();
-    let problem = |status| Problem::new(status, Hop::Upstream, detail);
-    match error {
-        UpstreamError::Unreachable(_) => problem(StatusCode::BAD_GATEWAY),
-        UpstreamError::TimedOut | UpstreamError::Unfinished(_) => {
-            problem(StatusCode::GATEWAY_TIMEOUT).outcome_unknown()
-        }
-        UpstreamError::TooLarge(_) | UpstreamError::Endless(_) | UpstreamError::Broken(_) => {
-            problem(StatusCode::BAD_GATEWAY).outcome_unknown()
-        }
-    }
-}
-
-fn not_json(answer: &Response, why: &str) -> Problem {
+fn not_json(answer: &Response, why: &str) -> Failure {
     let status = answer.status().as_u16();
-    let detail = format!("the upstream answered {status} with a body that can't be used: {why}");
-    Problem::new(StatusCode::BAD_GATEWAY, Hop::Upstream, detail).outcome_unknown()
+    Failure::BadAnswer(format!(
+        "the upstream answered {status} with a body that can't be used: {why}"
+    ))
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::Method;
 
 use super::age::Ages;
 use super::executor::Executor;
@@ -22,10 +22,10 @@ use crate::base::logging::excerpt;
 use crate::base::pool::Pool;
 use crate::base::threads::lock;
 use crate::base::topic::Id;
-use crate::http::problem::Problem;
+use crate::http::Failure;
 use crate::link::Publisher;
+use crate::wire::Message;
 use crate::wire::deadline::{sent, time_left};
-use crate::wire::{Hop, Message};
 
 /// The longest correlation of a request in HTTP mode, in bytes; ours have 16.
 const MAX_CORRELATION: usize = 64;
@@ -136,8 +136,8 @@ impl Intake {
             memory: self.budget.share(),
         });
         if let Some(flaw) = flaw {
-            let problem = Problem::new(StatusCode::BAD_REQUEST, Hop::Agent, flaw);
-            return job.reply_problem(&problem, Spent::default(), Patience::None);
+            let failure = Failure::Unreadable(flaw);
+            return job.reply_failure(&failure, Spent::default(), Patience::None);
         }
         // What waits for a first that is running has a bound of its own.
         let Some(mut job) = self.unless_seen(job, Patience::None) else {
@@ -148,14 +148,14 @@ impl Intake {
             let detail = format!(
                 "there is no memory for this request while so many others are in hand (max_buffered_bytes = {limit} of the agent)"
             );
-            return self.refuse(&job, &detail);
+            return self.refuse(&job, detail);
         }
         if let Err(job) = pools[number].submit(job) {
             let (workers, queue) = (service.workers, service.queue);
             let detail = format!(
                 "all workers are busy and the queue is full (workers = {workers}, queue = {queue} of the agent)"
             );
-            self.refuse(&job, &detail);
+            self.refuse(&job, detail);
         }
     }
 
@@ -184,10 +184,9 @@ impl Intake {
         Ok(stated.unwrap_or(service.timeout).saturating_sub(age))
     }
 
-    fn refuse(&self, job: &Job, detail: &str) {
+    fn refuse(&self, job: &Job, detail: String) {
         log::warn!("{}: {detail}", job.message.topic);
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-        let ended = Ended::Failed(problem, Spent::default());
+        let ended = Ended::Failed(Failure::AgentBusy(detail), Spent::default());
         self.end(job, &ended, Patience::None);
     }
 
@@ -203,10 +202,7 @@ impl Intake {
             Seen::New(job) => return Some(job),
             Seen::Waiting => {}
             Seen::TooMany(job) => {
-                let detail = "it was repeated too often while the first is running";
-                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail);
-                let problem = problem.outcome_unknown();
-                job.reply_problem(&problem, Spent::default(), patience);
+                job.reply_failure(&Failure::TooManyRepeats, Spent::default(), patience);
             }
             Seen::Before(job, ended) => job.end(&ended, patience),
         }
@@ -271,15 +267,16 @@ impl Intake {
         };
         let ended = match executed {
             Ok(response) => Ended::Answered(response, spent),
-            Err((asked, problem)) => {
+            Err((asked, failure)) => {
+                let (status, hop, _) = failure.meaning();
                 log::warn!(
                     "request: {} -> {} at the {}: {}",
                     excerpt(asked.as_bytes()),
-                    problem.status.as_u16(),
-                    problem.hop.as_str(),
-                    excerpt(problem.detail.as_bytes())
+                    status.as_u16(),
+                    hop.as_str(),
+                    excerpt(failure.to_string().as_bytes())
                 );
-                Ended::Failed(problem, spent)
+                Ended::Failed(failure, spent)
             }
         };
         self.end(job, &ended, Patience::UntilDeadline);

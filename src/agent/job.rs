@@ -2,16 +2,13 @@
 
 use std::sync::Arc;
 
-use http::StatusCode;
-
 use super::outcome::{Ended, Spent};
 use super::repeats::Key;
 use super::reply::{Form, Owed, Patience, ReplyTo, json_properties};
 use crate::base::budget::Share;
 use crate::base::clock::Moment;
 use crate::base::logging::excerpt;
-use crate::http::Response;
-use crate::http::problem::Problem;
+use crate::http::{Failure, Problem, Response};
 use crate::link::{PublishError, Publisher};
 use crate::wire::deadline::whole_seconds;
 use crate::wire::http::write_reply;
@@ -41,28 +38,27 @@ impl Job {
     pub fn end(&self, ended: &Ended, patience: Patience) {
         match ended {
             Ended::Answered(response, spent) => self.reply(response, *spent, patience),
-            Ended::Failed(problem, spent) => self.reply_problem(problem, *spent, patience),
+            Ended::Failed(failure, spent) => self.reply_failure(failure, *spent, patience),
         }
     }
 
     // Publishes an answer of the upstream. The caller must not wait in vain for what can't be carried.
     fn reply(&self, response: &Response, spent: Spent, patience: Patience) {
-        let problem = match self.publish(response, None, spent, patience) {
+        let failure = match self.publish(response, None, spent, patience) {
             Ok(()) | Err(PublishError::NotConnected(_)) => return,
             Err(why @ (PublishError::TooLarge { .. } | PublishError::NotSupported(_))) => {
-                let detail = format!("the reply can't be carried: {why}");
-                Problem::new(StatusCode::BAD_GATEWAY, Hop::Agent, detail)
+                Failure::ReplyNotCarried(why.to_string())
             }
             Err(why @ (PublishError::Busy | PublishError::Stalled(_))) => {
-                let detail = format!("the reply found no place on the way to the broker: {why}");
-                Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, detail)
+                Failure::ReplyStalled(why.to_string())
             }
         };
-        self.reply_problem(&problem.outcome_unknown(), spent, Patience::None);
+        self.reply_failure(&failure, spent, Patience::None);
     }
 
     /// Publishes an error.
-    pub fn reply_problem(&self, problem: &Problem, spent: Spent, patience: Patience) {
+    pub fn reply_failure(&self, failure: &Failure, spent: Spent, patience: Patience) {
+        let problem = Problem::from(failure.clone());
         let body = match self.reply_to.form {
             Form::Legacy => legacy_error(&problem.detail, &self.message.payload),
             Form::Json | Form::Http(_) => problem.document(None),

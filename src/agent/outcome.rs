@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::http::Response;
-use crate::http::problem::{Outcome, Problem};
+use crate::http::problem::Outcome;
+use crate::http::{Failure, Response};
 
 /// How a request ended.
 #[derive(Debug, Clone)]
@@ -11,7 +11,7 @@ pub(super) enum Ended {
     /// With an answer of the upstream.
     Answered(Response, Spent),
     /// With an error of the agent's own.
-    Failed(Problem, Spent),
+    Failed(Failure, Spent),
 }
 
 impl Ended {
@@ -19,7 +19,7 @@ impl Ended {
     pub fn is_final(&self) -> bool {
         match self {
             Ended::Answered(..) => true,
-            Ended::Failed(problem, _) => problem.outcome == Outcome::Unknown,
+            Ended::Failed(failure, _) => failure.meaning().2 == Outcome::Unknown,
         }
     }
 

@@ -217,13 +217,11 @@ impl<T> Table<T> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::StatusCode;
 
     use super::super::outcome::Spent;
     use super::*;
-    use crate::http::Response;
-    use crate::http::problem::Problem;
-    use crate::wire::{Hop, Properties};
+    use crate::http::{Failure, Response};
+    use crate::wire::Properties;
 
     fn key(correlation: &'static str) -> Key {
         let message = Message {
@@ -261,9 +259,8 @@ mod tests {
     fn what_was_not_executed_may_be_tried_again() {
         let repeats = Repeats::new();
         let now = Instant::now();
-        let problem = Problem::new(StatusCode::BAD_GATEWAY, Hop::Upstream, "refused");
-        let failed = Ended::Failed(problem.clone(), Spent::default());
-        let unknown = Ended::Failed(problem.outcome_unknown(), Spent::default());
+        let failed = Ended::Failed(Failure::Unreachable("refused".into()), Spent::default());
+        let unknown = Ended::Failed(Failure::BadAnswer("cut".into()), Spent::default());
         for (ended, again) in [(Some(failed), true), (None, true), (Some(unknown), false)] {
             assert!(matches!(repeats.see(&key("a"), 1, 1, now), Seen::New(1)));
             assert!(repeats.end(&key("a"), ended.as_ref(), now).is_empty());

@@ -19,9 +19,9 @@ use crate::http::bad_request::BadRequest;
 use crate::http::chunked::{Decoder, is_token};
 use crate::http::framing::Framing;
 use crate::http::head::{self, Head, Scanner};
-use crate::http::problem::{Problem, RETRY_AFTER};
-use crate::http::{Request, RequestId, Response, Unanswered, X_REQUEST_ID, has_body};
-use crate::wire::Hop;
+use crate::http::{
+    Failure, Problem, Request, RequestId, Response, Unanswered, X_REQUEST_ID, has_body,
+};
 
 const EMPTY_LINE: &[u8] = b"\r\n";
 
@@ -145,15 +145,9 @@ impl<'a> Connection<'a> {
         }
         let given = response.headers().get(X_REQUEST_ID);
         let id = RequestId::given(given).unwrap_or_else(RequestId::random);
-        let detail = format!(
-            "there is no memory for this answer while so many others are being sent (max_buffered_bytes = {} of the gateway)",
-            self.limits.buffered_bytes()
-        );
-        log::warn!("request {id}: 503 at the gateway: {detail}");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail)
-            .retry_after(RETRY_AFTER)
-            .outcome_unknown()
-            .response(&id)
+        let failure = Failure::NoMemoryForAnswer(self.limits.buffered_bytes());
+        log::warn!("request {id}: 503 at the gateway: {failure}");
+        Problem::from(failure).response(&id)
     }
 
     fn answer(&self, request: Request) -> Response {
@@ -168,20 +162,13 @@ impl<'a> Connection<'a> {
         handled.unwrap_or_else(|_| {
             let id = RequestId::given(given.as_ref()).unwrap_or_else(RequestId::random);
             log::error!("request {id}: the handler panicked");
-            let detail = "the request met a defect; see the gateway's log";
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Hop::Gateway, detail)
-                .outcome_unknown()
-                .response(&id)
+            Problem::from(Failure::Defect).response(&id)
         })
     }
 
     fn refuse(&mut self, bad: BadRequest) -> Ending {
         log::debug!("{}: {} {}", self.slot.peer, bad.status, bad.reason);
-        let mut problem = Problem::new(bad.status, Hop::Gateway, bad.reason.into_owned());
-        if bad.status == StatusCode::SERVICE_UNAVAILABLE {
-            problem = problem.retry_after(RETRY_AFTER);
-        }
-        let response = problem.response(&RequestId::random());
+        let response = Problem::from(Failure::from(bad)).response(&RequestId::random());
         let method = match self.is_head {
             true => Method::HEAD,
             false => Method::GET,

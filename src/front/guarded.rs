@@ -12,8 +12,6 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
-
 use super::connection::{Connection, Ending, Slot};
 use super::handler::{Front, Handler};
 use super::linger::Linger;
@@ -24,9 +22,7 @@ use crate::base::budget::Budget;
 use crate::base::error::{Error, Result};
 use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, StopSignal, StopTrigger, lock};
-use crate::http::RequestId;
-use crate::http::problem::Problem;
-use crate::wire::Hop;
+use crate::http::{Failure, Problem, RequestId};
 
 /// How long a thread without a connection waits for the next one before it ends.
 const IDLE_THREAD: Duration = Duration::from_secs(10);
@@ -224,15 +220,8 @@ impl Acceptor {
             log::warn!("{}: refused, all connections are in use", slot.peer);
             self.last_refusal.set(Some(now));
         }
-        let problem = Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            Hop::Gateway,
-            format!(
-                "all connections of this server are in use (max_connections = {} of the gateway)",
-                self.server.limits.max_connections
-            ),
-        )
-        .retry_after(Duration::from_secs(1));
+        let limit = self.server.limits.max_connections;
+        let problem = Problem::from(Failure::TooManyConnections(limit));
         let response = problem.response(&RequestId::random());
         // It fits the socket's empty buffer, so this does not block the accept thread.
         let _ = slot.stream.set_nonblocking(true);

@@ -27,9 +27,7 @@ use crate::base::error::{Error, Result};
 use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, StopSignal, StopTrigger, lock};
 use crate::http::bad_request::BadRequest;
-use crate::http::problem::Problem;
-use crate::http::{Request, RequestId, Response, has_body};
-use crate::wire::Hop;
+use crate::http::{Failure, Problem, Request, RequestId, Response, has_body};
 
 /// The pause before each ring, which bounds how many there are in a second.
 const RING_PAUSE: Duration = Duration::from_millis(2);
@@ -307,8 +305,7 @@ fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes
             };
             handler.handle(converted, &client)
         }
-        Err(bad) => Problem::new(bad.status, Hop::Gateway, bad.reason.into_owned())
-            .response(&RequestId::random()),
+        Err(bad) => Problem::from(Failure::from(bad)).response(&RequestId::random()),
     };
     send(request, &response);
 }

@@ -1,11 +1,10 @@
 //! Whether a request may pass: bearer tokens (RFC 6750).
 
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
 use super::settings::{Access, Admission};
-use crate::http::problem::Problem;
-use crate::wire::Hop;
+use crate::http::Failure;
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +22,7 @@ pub(super) fn admit<'a>(
     access: &'a Access,
     admission: &Admission,
     headers: &HeaderMap,
-) -> Result<Caller<'a>, Problem> {
+) -> Result<Caller<'a>, Failure> {
     if access.tokens.is_empty() {
         return Ok(Caller::Anybody);
     }
@@ -31,21 +30,18 @@ pub(super) fn admit<'a>(
         Ok(name) => name,
         // The field may be the upstream's then.
         Err(_) if *admission == Admission::Public => return Ok(Caller::Anybody),
-        Err(problem) => return Err(problem),
+        Err(failure) => return Err(failure),
     };
     match admission {
         Admission::Tokens(names) if !names.iter().any(|it| it == name) => {
-            let detail = format!("the token {name} is not for this");
-            let challenge = r#"Bearer realm="recado", error="insufficient_scope""#;
-            let problem = Problem::new(StatusCode::FORBIDDEN, Hop::Gateway, detail);
-            Err(problem.authenticate(challenge))
+            Err(Failure::WrongToken(name.to_owned()))
         }
         _ => Ok(Caller::Known(name)),
     }
 }
 
 // Whose token a request carries.
-fn owner<'a>(access: &'a Access, headers: &HeaderMap) -> Result<&'a str, Problem> {
+fn owner<'a>(access: &'a Access, headers: &HeaderMap) -> Result<&'a str, Failure> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let (field, further) = (fields.next(), fields.next());
     let secret = field
@@ -55,8 +51,7 @@ fn owner<'a>(access: &'a Access, headers: &HeaderMap) -> Result<&'a str, Problem
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, secret)| secret.trim());
     let Some(secret) = secret else {
-        let detail = "this needs a bearer token in the field Authorization";
-        return Err(unauthorized(detail, r#"Bearer realm="recado""#));
+        return Err(Failure::NoToken);
     };
     // All are looked at, each in a time that doesn't depend on where it differs.
     let mut found = None;
@@ -65,14 +60,7 @@ fn owner<'a>(access: &'a Access, headers: &HeaderMap) -> Result<&'a str, Problem
             found = Some(token.name.as_str());
         }
     }
-    found.ok_or_else(|| {
-        let challenge = r#"Bearer realm="recado", error="invalid_token""#;
-        unauthorized("the token is not known here", challenge)
-    })
-}
-
-fn unauthorized(detail: &str, challenge: &'static str) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, Hop::Gateway, detail).authenticate(challenge)
+    found.ok_or(Failure::UnknownToken)
 }
 
 #[cfg(test)]
@@ -102,7 +90,8 @@ mod tests {
         match admit(&access(), admission, &headers) {
             Ok(Caller::Known(name)) => Ok(name.to_owned()),
             Ok(Caller::Anybody) => Ok(String::new()),
-            Err(problem) => {
+            Err(failure) => {
+                let problem = crate::http::Problem::from(failure);
                 assert!(problem.authenticate.is_some());
                 Err(problem.status.as_u16())
             }

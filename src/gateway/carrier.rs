@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, header};
 
 use super::access::Caller;
-use super::inbox::{Inboxes, broker_away};
+use super::inbox::Inboxes;
 use super::presence::Presence;
 use super::router::{Found, Router};
 use super::settings::{Access, GatewaySettings};
@@ -15,8 +15,7 @@ use super::timing::Timing;
 use crate::base::error::Result;
 use crate::base::topic::Id;
 use crate::front::Client;
-use crate::http::problem::Problem;
-use crate::http::{Request, RequestId, Response};
+use crate::http::{Failure, Request, RequestId, Response};
 use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
 use crate::wire::{JSON, packet_limit};
 
@@ -76,20 +75,19 @@ impl Carrier {
         Ok((link, shared))
     }
 
-    pub fn ready(&self) -> std::result::Result<(), Problem> {
-        self.publisher.ready().map_err(|why| broker_away(&why))?;
-        let status = StatusCode::SERVICE_UNAVAILABLE;
+    pub fn ready(&self) -> std::result::Result<(), Failure> {
+        self.publisher.ready().map_err(Failure::NotConnected)?;
         let inboxes = self.inboxes.check(&self.publisher);
-        inboxes.map_err(|problem| Problem { status, ..problem })?;
+        inboxes.map_err(Failure::NotReady)?;
         match self.presence.is_complete() {
             true => Ok(()),
             false => Err(self.not_known_yet()),
         }
     }
 
-    pub fn not_known_yet(&self) -> Problem {
+    pub fn not_known_yet(&self) -> Failure {
         self.inboxes.probe_again(&self.publisher);
-        broker_away("the broker has not said yet which agents are there")
+        Failure::NotConnected("the broker has not said yet which agents are there".into())
     }
 }
 

@@ -13,9 +13,9 @@ use super::timing::Timing;
 use super::{access, forward, json};
 use crate::base::logging::excerpt;
 use crate::front::Client;
-use crate::http::problem::Problem;
-use crate::http::{Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone};
-use crate::wire::Hop;
+use crate::http::{
+    Failure, Problem, Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone,
+};
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
@@ -27,7 +27,8 @@ pub(super) fn handle(carrier: &Carrier, request: &Request, client: &Client<'_>) 
     let answer = found.and_then(|found| answer(carrier, request, &found, client, &id, begun));
     let (mut response, timing) = match answer {
         Ok(answer) => (answer.response, answer.timing),
-        Err(problem) => {
+        Err(failure) => {
+            let problem = Problem::from(failure);
             log::warn!(
                 "request {id} from {}: {} {}: {} at the {}: {}",
                 client.peer.ip(),
@@ -61,7 +62,7 @@ fn answer(
     client: &Client<'_>,
     id: &RequestId,
     begun: Instant,
-) -> std::result::Result<Answer, Problem> {
+) -> std::result::Result<Answer, Failure> {
     let admission = match found.endpoint {
         Endpoint::Health | Endpoint::Ready => &Admission::Public,
         Endpoint::Agents | Endpoint::Agent => &Admission::AnyToken,
@@ -98,14 +99,11 @@ fn answer(
     }
 }
 
-fn one_agent(carrier: &Carrier, id: &str, now: Instant) -> std::result::Result<Answer, Problem> {
+fn one_agent(carrier: &Carrier, id: &str, now: Instant) -> std::result::Result<Answer, Failure> {
     carrier.ready()?;
     match carrier.presence.agent(id, now) {
         Some(agent) => Ok(json_response(json!(agent).to_string().into()).into()),
-        None => {
-            let detail = format!("no agent {} is there", excerpt(id.as_bytes()));
-            Err(Problem::new(StatusCode::NOT_FOUND, Hop::Agent, detail))
-        }
+        None => Err(Failure::UnknownAgent(excerpt(id.as_bytes()).to_string())),
     }
 }
 

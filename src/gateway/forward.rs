@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
+use http::Version;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
-use http::{StatusCode, Version};
 
 use super::carrier::{Answer, Asked, Carrier};
-use super::inbox::{Call, bad_reply, broker_away, denied, no_agent, random_correlation};
+use super::inbox::{Call, random_correlation};
 use super::onward::{append, ends_here, onward};
 use super::table::Target;
-use crate::http::Request;
-use crate::http::problem::Problem;
-use crate::wire::Hop;
+use crate::http::{Failure, Problem, Request};
 use crate::wire::deadline::request_properties;
 use crate::wire::http::{read_reply, write_request};
 use crate::wire::reply::error;
@@ -20,7 +18,7 @@ use crate::wire::reply::error;
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Carries a request to an agent and its reply back.
-pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
+pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Failure> {
     let Asked {
         route: number,
         found,
@@ -40,19 +38,19 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     carrier
         .publisher
         .connected()
-        .map_err(|why| broker_away(&why))?;
-    carrier.inboxes.check(&carrier.publisher)?;
+        .map_err(Failure::NotConnected)?;
+    carrier
+        .inboxes
+        .check(&carrier.publisher)
+        .map_err(Failure::Denied)?;
     match carrier.presence.http_target(&topic, inbox.topic(), begun) {
         Target::There => {}
-        Target::Absent => return Err(no_agent(topic.as_str())),
+        Target::Absent => return Err(Failure::NoAgent(topic.to_string())),
         Target::NotKnownYet => return Err(carrier.not_known_yet()),
-        Target::Denied(what) => return Err(denied(what)),
+        Target::Denied(what) => return Err(Failure::Denied(what)),
     }
     let target = carrier.router.target(number, request);
-    let target: PathAndQuery = target.parse().map_err(|_| {
-        let detail = format!("the target {target:?} can't be passed on");
-        Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail)
-    })?;
+    let target: PathAndQuery = target.parse().map_err(|_| Failure::BadTarget(target))?;
     let timeout = timeout(request, route.timeout);
     let correlation = random_correlation()?;
     let time_left = timeout.saturating_sub(begun.elapsed());
@@ -81,12 +79,12 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
             timeout,
         },
     )?;
-    let mut response = read_reply(&reply, request.method())
-        .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
-    let error = error(&reply.properties)
-        .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+    let mut response =
+        read_reply(&reply, request.method()).map_err(|bad| Failure::BadReply(bad.to_string()))?;
+    let error = error(&reply.properties).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     if let Some(hop) = error {
-        return Err(Problem::from_agent(response.status(), hop, &reply.payload));
+        let told = Problem::from_agent(response.status(), hop, &reply.payload);
+        return Err(Failure::Told(told));
     }
     append(response.headers_mut(), header::VIA, "1.1 recado");
     Ok(Answer { response, timing })
@@ -113,7 +111,7 @@ pub(super) fn timeout(request: &Request, longest: Duration) -> Duration {
 // A tunnel can't be carried as one request and one reply. A client that merely offers HTTP/2 is
 // served with HTTP/1.1 (RFC 9110, section 7.8).
 // In HTTP/1.0 there is no upgrade, so there the field says nothing.
-fn refuse_upgrade(request: &Request) -> std::result::Result<(), Problem> {
+fn refuse_upgrade(request: &Request) -> std::result::Result<(), Failure> {
     if request.version() == Version::HTTP_10 {
         return Ok(());
     }
@@ -130,12 +128,7 @@ fn refuse_upgrade(request: &Request) -> std::result::Result<(), Problem> {
     if !wanted {
         return Ok(());
     }
-    let detail = "a protocol upgrade can't be carried: a request has one reply here";
-    Err(Problem::new(
-        StatusCode::NOT_IMPLEMENTED,
-        Hop::Gateway,
-        detail,
-    ))
+    Err(Failure::Upgrade)
 }
 
 #[cfg(test)]

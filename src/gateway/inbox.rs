@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::StatusCode;
 
 use super::pending::{Completion, GaveUp, Pending};
 use super::presence::Presence;
@@ -17,13 +16,12 @@ use crate::base::error::{Error, Result};
 use crate::base::logging::excerpt;
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::front::Client;
-use crate::http::client_gone;
-use crate::http::problem::{Problem, RETRY_AFTER};
+use crate::http::Failure;
 use crate::link::{Acknowledgement, Delivery, PublishError, Publisher, Subscription};
 use crate::wire::deadline::Sent;
 use crate::wire::json::received;
 use crate::wire::reply::{ERROR, timing};
-use crate::wire::{Correlation, Hop, Message, Properties, Qos, presence};
+use crate::wire::{Correlation, Message, Properties, Qos, presence};
 
 /// How often a waiting request looks whether its client is still there, and who it asks able to answer.
 const LOOK: Duration = Duration::from_millis(200);
@@ -45,7 +43,7 @@ pub(super) struct Inbox {
     topic: Topic,
     // Where peers that know no Response Topic answer, and what they answer to.
     old_peers: Option<(Topic, Topic)>,
-    pending: Pending<std::result::Result<Message, Problem>>,
+    pending: Pending<std::result::Result<Message, Failure>>,
     max_body_bytes: usize,
 }
 
@@ -80,7 +78,7 @@ impl Inboxes {
             let old_peers = Some((response_topic.clone(), request_topic));
             Ok((number, inbox(format!("{response_topic}/{id}"), old_peers)?))
         });
-        let correlation = || random_correlation().map_err(|problem| Error::Usage(problem.detail));
+        let correlation = || random_correlation().map_err(|why| Error::Usage(why.to_string()));
         let json = json.collect::<Result<Vec<(usize, Inbox)>>>()?;
         let http = inbox(format!("recado/gateways/{id}/response"), None)?;
         let topics = [&http].into_iter().chain(json.iter().map(|(_, it)| it));
@@ -145,15 +143,12 @@ impl Inboxes {
 
     /// Looks whether replies can reach this gateway.
     ///
-    /// Errors: the broker does not let it read one of its inboxes.
-    pub fn check(&self, publisher: &Publisher) -> std::result::Result<(), Problem> {
+    /// Errors: the broker does not let it read one of its inboxes; which.
+    pub fn check(&self, publisher: &Publisher) -> std::result::Result<(), String> {
         self.probe.ask_again(publisher);
         match self.probe.unreadable() {
             None => Ok(()),
-            Some(inbox) => {
-                let what = format!("the broker does not let this gateway read {inbox}");
-                Err(denied(what))
-            }
+            Some(inbox) => Err(format!("the broker does not let this gateway read {inbox}")),
         }
     }
 
@@ -164,19 +159,21 @@ impl Inboxes {
             return;
         }
         let topic = &acknowledgement.topic;
-        let problem = match &acknowledgement.delivery {
-            Delivery::NobodySubscribed if self.probe.tells_absence() => no_agent(topic),
+        let failure = match &acknowledgement.delivery {
+            Delivery::NobodySubscribed if self.probe.tells_absence() => {
+                Failure::NoAgent(topic.clone())
+            }
             Delivery::Taken | Delivery::NobodySubscribed => return,
             Delivery::Refused(reason) => {
                 let what = format!("the broker refused the request on {topic}: {reason}");
                 log::error!("{what}; may this gateway write there?");
-                denied(what)
+                Failure::Denied(what)
             }
         };
         let correlation = acknowledgement.correlation_data.as_deref();
         if let Some(correlation) = correlation.and_then(Correlation::from_bytes) {
             for inbox in self.all() {
-                let refused = Err(problem.clone());
+                let refused = Err(failure.clone());
                 inbox.pending.complete(correlation, refused, Instant::now());
             }
         }
@@ -280,20 +277,15 @@ impl Inbox {
         client: &Client<'_>,
         known: &Presence,
         call: Call,
-    ) -> std::result::Result<(Message, Timing), Problem> {
+    ) -> std::result::Result<(Message, Timing), Failure> {
         if call.deadline <= Instant::now() {
-            let detail = "the time to wait is up before the request could be sent";
-            return Err(Problem::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                Hop::Gateway,
-                detail,
-            ));
+            return Err(Failure::TooLate);
         }
         // First the waiter, then the request: the reply must find it.
         let ticket = self
             .pending
             .register(call.correlation, call.open.then(|| call.payload.clone()))
-            .map_err(|_| too_many(self.pending.capacity()))?;
+            .map_err(|_| Failure::TooManyWaiting(self.pending.capacity()))?;
         let published = Instant::now();
         let topic = call.topic;
         publisher
@@ -304,23 +296,19 @@ impl Inbox {
                 properties: call.properties,
                 ..Message::default()
             })
-            .map_err(|error| not_published(&error))?;
+            .map_err(not_published)?;
         let is_wanted = || !client.has_hung_up() && known.denied(&topic, &self.topic).is_none();
         let reply = ticket
             .wait_while(call.deadline, LOOK, is_wanted)
             .map_err(|gave_up| match gave_up {
-                GaveUp::TimedOut => no_reply(call.timeout),
+                GaveUp::TimedOut => Failure::NoReply(call.timeout),
                 GaveUp::Unwanted => match known.denied(&topic, &self.topic) {
-                    Some(what) => denied(what).outcome_unknown(),
-                    None => hung_up(),
+                    Some(what) => Failure::DeniedMeanwhile(what),
+                    None => Failure::HungUp,
                 },
             })??;
         if reply.payload.len() > self.max_body_bytes {
-            let limit = self.max_body_bytes;
-            let detail = format!(
-                "the agent's reply is larger than {limit} bytes (max_body_bytes of the gateway)"
-            );
-            return Err(bad_reply(detail));
+            return Err(Failure::ReplyOver(self.max_body_bytes));
         }
         let (queue, upstream) = timing(&reply.properties);
         let timing = Timing {
@@ -332,72 +320,21 @@ impl Inbox {
     }
 }
 
-pub(super) fn bad_reply(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_GATEWAY, Hop::Agent, detail).outcome_unknown()
-}
-
-fn too_many(limit: usize) -> Problem {
-    let detail =
-        format!("too many requests wait for a reply (max_waiting = {limit} of the gateway)");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Gateway, detail).retry_after(RETRY_AFTER)
-}
-
-/// What nobody can do for a caller before somebody has changed the broker's access list.
-pub(super) fn denied(what: String) -> Problem {
-    Problem::new(StatusCode::BAD_GATEWAY, Hop::Broker, what)
-}
-
-// Nobody reads this but the log. A client that only has closed its own direction must not read that
-// it may repeat the request.
-fn hung_up() -> Problem {
-    let detail = "the client hung up before there was a reply";
-    Problem::new(client_gone(), Hop::Gateway, detail).outcome_unknown()
-}
-
-fn no_reply(timeout: Duration) -> Problem {
-    let detail = format!("no reply within {} ms", timeout.as_millis());
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, Hop::Agent, detail).outcome_unknown()
-}
-
-fn not_published(error: &PublishError) -> Problem {
-    match error {
-        PublishError::NotConnected(reason) => broker_away(reason),
-        PublishError::Busy | PublishError::Stalled(_) => {
-            let detail = format!("the broker takes no more at the moment: {error}");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, detail)
-                .retry_after(RETRY_AFTER)
-        }
-        PublishError::TooLarge { .. } => Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            Hop::Broker,
-            format!("the request can't be carried: {error}"),
-        ),
-        PublishError::NotSupported(_) => {
-            Problem::new(StatusCode::BAD_GATEWAY, Hop::Broker, error.to_string())
-        }
-    }
-}
-
 /// Errors: the system gives no random numbers. A correlation that could be guessed would be worse
 /// than no answer.
-pub(super) fn random_correlation() -> std::result::Result<Correlation, Problem> {
+pub(super) fn random_correlation() -> std::result::Result<Correlation, Failure> {
     let mut bytes = [0; 16];
     match getrandom::fill(&mut bytes) {
         Ok(()) => Ok(Correlation(bytes)),
-        Err(error) => Err(Problem::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            Hop::Gateway,
-            format!("the system gives no random numbers: {error}"),
-        )),
+        Err(error) => Err(Failure::NoRandomNumbers(error.to_string())),
     }
 }
 
-pub(super) fn broker_away(reason: &str) -> Problem {
-    let detail = format!("there is no connection to the broker: {reason}");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, detail).retry_after(RETRY_AFTER)
-}
-
-pub(super) fn no_agent(what: &str) -> Problem {
-    let detail = format!("no agent that serves {what} is there");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Agent, detail).retry_after(RETRY_AFTER)
+fn not_published(error: PublishError) -> Failure {
+    match error {
+        PublishError::NotConnected(reason) => Failure::NotConnected(reason),
+        PublishError::Busy | PublishError::Stalled(_) => Failure::Stalled(error.to_string()),
+        PublishError::TooLarge { .. } => Failure::RequestTooLarge(error.to_string()),
+        PublishError::NotSupported(_) => Failure::NotSupported(error.to_string()),
+    }
 }

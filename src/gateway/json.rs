@@ -1,21 +1,18 @@
 //! JSON mode: a question to whoever answers it, an agent of ours or any program that speaks MQTT.
 
 use bytes::Bytes;
-use http::StatusCode;
 use serde_json::value::RawValue;
 
 use super::carrier::{Answer, Asked, Carrier, json_response};
 use super::forward;
-use super::inbox::{Call, bad_reply, denied, no_agent, random_correlation};
+use super::inbox::{Call, random_correlation};
 use super::table::Target;
-use crate::http::Request;
-use crate::http::problem::Problem;
-use crate::wire::Hop;
+use crate::http::{Failure, Problem, Request};
 use crate::wire::deadline::request_properties;
 use crate::wire::json::{REQUEST_ID, ask, read_json_reply, wrap_response};
 
 /// Asks the body, or the word of the query, and answers with the reply.
-pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Problem> {
+pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Failure> {
     let Asked {
         route: number,
         found,
@@ -29,10 +26,13 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     let topic = carrier.router.topic(number, found)?;
     let inbox = carrier.inboxes.of(number);
     if carrier.publisher.connected().is_ok() {
-        carrier.inboxes.check(&carrier.publisher)?;
+        carrier
+            .inboxes
+            .check(&carrier.publisher)
+            .map_err(Failure::Denied)?;
         match carrier.presence.json_target(&topic, inbox.topic(), begun) {
-            Target::Absent => return Err(no_agent(topic.as_str())),
-            Target::Denied(what) => return Err(denied(what)),
+            Target::Absent => return Err(Failure::NoAgent(topic.to_string())),
+            Target::Denied(what) => return Err(Failure::Denied(what)),
             Target::There | Target::NotKnownYet => {}
         }
     }
@@ -61,10 +61,10 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
             timeout,
         },
     )?;
-    let reply = read_json_reply(&reply)
-        .map_err(|bad| bad_reply(format!("the agent's reply can't be used: {bad}")))?;
+    let reply = read_json_reply(&reply).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     if let Some(hop) = reply.error {
-        return Err(Problem::from_agent(reply.status, hop, &reply.body));
+        let told = Problem::from_agent(reply.status, hop, &reply.body);
+        return Err(Failure::Told(told));
     }
     let mut response = json_response(wrap_response(&reply.body));
     *response.status_mut() = reply.status;
@@ -72,16 +72,13 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
 }
 
 // A body is the question, as it is; without one, the question is the word of the query.
-fn payload(request: &Request) -> std::result::Result<Bytes, Problem> {
+fn payload(request: &Request) -> std::result::Result<Bytes, Failure> {
     if request.body().is_empty() {
         return Ok(ask(&word(request.uri().query().unwrap_or_default())));
     }
     match serde_json::from_slice::<&RawValue>(request.body()) {
         Ok(_) => Ok(request.body().clone()),
-        Err(error) => {
-            let detail = format!("the body is not JSON: {error}");
-            Err(Problem::new(StatusCode::BAD_REQUEST, Hop::Gateway, detail))
-        }
+        Err(error) => Err(Failure::BodyNotJson(error.to_string())),
     }
 }
 

@@ -1,13 +1,12 @@
 //! Which path is whose. Pure.
 
-use http::{Method, StatusCode, header};
+use http::{Method, header};
 
 use super::settings::{Mode, OWN_PATHS, Route};
 use crate::base::error::{Error, Result};
 use crate::base::topic::Topic;
-use crate::http::Request;
-use crate::http::problem::Problem;
-use crate::wire::{Hop, JSON};
+use crate::http::{Failure, Request};
+use crate::wire::JSON;
 
 /// What a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,11 +86,10 @@ impl Router {
     /// What a request asks for.
     ///
     /// Errors: 404 where nothing has this path, 405 where its method is not served there.
-    pub fn find<'a>(&'a self, request: &'a Request) -> std::result::Result<Found<'a>, Problem> {
+    pub fn find<'a>(&'a self, request: &'a Request) -> std::result::Result<Found<'a>, Failure> {
         let path = request.uri().path();
         let Ok(matched) = self.paths.at(path) else {
-            let detail = format!("there is no route for {path}");
-            return Err(Problem::new(StatusCode::NOT_FOUND, Hop::Gateway, detail));
+            return Err(Failure::NoRoute(path.to_owned()));
         };
         let endpoint = match *matched.value {
             Endpoint::Agent if !wants_json(request) => {
@@ -105,11 +103,9 @@ impl Router {
             _ => &own,
         };
         if !methods.is_empty() && !methods.contains(request.method()) {
-            let detail = format!("{} is not allowed here", request.method());
-            let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
-            return Err(Problem {
-                allow: Some(allowed.join(", ")),
-                ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, Hop::Gateway, detail)
+            return Err(Failure::MethodNotAllowed {
+                method: request.method().clone(),
+                allowed: methods.to_vec(),
             });
         }
         Ok(Found {
@@ -129,14 +125,11 @@ impl Router {
     /// The topic of a request to a route.
     ///
     /// Errors: 404 where a part of the path that the topic needs is not an id.
-    pub fn topic(&self, number: usize, found: &Found<'_>) -> std::result::Result<Topic, Problem> {
+    pub fn topic(&self, number: usize, found: &Found<'_>) -> std::result::Result<Topic, Failure> {
         let template = &self.routes[number].request_topic;
-        template.expand(|name| found.parameter(name)).ok_or_else(|| {
-            let detail = format!(
-                "the path names no topic of the form {template}: ids are 1 to 64 of A-Z a-z 0-9 _ -"
-            );
-            Problem::new(StatusCode::NOT_FOUND, Hop::Gateway, detail)
-        })
+        template
+            .expand(|name| found.parameter(name))
+            .ok_or_else(|| Failure::NoTopic(template.to_string()))
     }
 
     /// The part of the path that an HTTP route passes on, query included; byte for byte.
@@ -256,7 +249,7 @@ mod tests {
             router
                 .find(&request)
                 .map(|found| found.endpoint)
-                .map_err(|problem| problem.status.as_u16())
+                .map_err(|failure| failure.meaning().0.as_u16())
         };
         assert_eq!(find(Method::GET, "/healthz"), Ok(Endpoint::Health));
         assert_eq!(find(Method::GET, "/agents"), Ok(Endpoint::Agents));
@@ -268,7 +261,7 @@ mod tests {
         assert_eq!(find(Method::GET, "/agents//x"), Err(404));
         let request = request(Method::GET, "/agents/a%20b/x");
         let found = router.find(&request).unwrap();
-        assert_eq!(router.topic(1, &found).unwrap_err().status, 404);
+        assert_eq!(router.topic(1, &found).unwrap_err().meaning().0, 404);
     }
 
     #[test]

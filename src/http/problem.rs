@@ -1,16 +1,14 @@
 //! Errors as the HTTP client sees them: problem documents (RFC 9457).
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
 use super::types::{RequestId, Response, X_REQUEST_ID};
 use crate::wire::{Hop, PROBLEM_JSON};
 
-/// After how long to try again what failed for want of a place or of the broker.
-pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// After how many seconds to try again what failed for want of a place, of the broker or of an agent.
+const RETRY_AFTER: u64 = 1;
 
 /// Whether the request may have had an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,10 +31,8 @@ pub struct Problem {
     pub hop: Hop,
     /// Whether the request may have had an effect.
     pub outcome: Outcome,
-    /// After how long it makes sense to try again.
-    pub retry_after: Option<Duration>,
     /// The methods that the resource does allow, with 405.
-    pub allow: Option<String>,
+    pub allow: Option<Vec<Method>>,
     /// How the client may say who it is, with 401 and 403 (RFC 9110, section 11.6.1).
     pub authenticate: Option<&'static str>,
 }
@@ -54,37 +50,6 @@ struct Document<'a> {
 }
 
 impl Problem {
-    /// A problem that the request had no effect with, as most have.
-    pub fn new(status: StatusCode, hop: Hop, detail: impl Into<String>) -> Problem {
-        Problem {
-            status,
-            detail: detail.into(),
-            hop,
-            outcome: Outcome::NotExecuted,
-            retry_after: None,
-            allow: None,
-            authenticate: None,
-        }
-    }
-
-    /// The same, but the request may have been executed.
-    pub fn outcome_unknown(mut self) -> Problem {
-        self.outcome = Outcome::Unknown;
-        self
-    }
-
-    /// The same, with the advice to try again after `delay`.
-    pub fn retry_after(mut self, delay: Duration) -> Problem {
-        self.retry_after = Some(delay);
-        self
-    }
-
-    /// The same, with a challenge.
-    pub fn authenticate(mut self, challenge: &'static str) -> Problem {
-        self.authenticate = Some(challenge);
-        self
-    }
-
     /// The document, as `application/problem+json`.
     pub fn document(&self, request_id: Option<&RequestId>) -> Bytes {
         let document = Document {
@@ -114,15 +79,14 @@ impl Problem {
             outcome: None,
         });
         Problem {
+            status,
+            detail: received
+                .detail
+                .unwrap_or_else(|| "the agent gave no detail".into()),
+            hop,
             outcome: received.outcome.unwrap_or(Outcome::Unknown),
-            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(RETRY_AFTER),
-            ..Problem::new(
-                status,
-                hop,
-                received
-                    .detail
-                    .unwrap_or_else(|| "the agent gave no detail".into()),
-            )
+            allow: None,
+            authenticate: None,
         }
     }
 
@@ -135,18 +99,18 @@ impl Problem {
         if let Some(value) = request_id.header() {
             headers.insert(X_REQUEST_ID, value);
         }
-        if let Some(delay) = self.retry_after {
-            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
         }
         if let Some(challenge) = self.authenticate {
             let challenge = HeaderValue::from_static(challenge);
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
-        if let Some(methods) = &self.allow
-            && let Ok(value) = HeaderValue::from_str(methods)
-        {
-            headers.insert(header::ALLOW, value);
+        if let Some(methods) = &self.allow {
+            let methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
+            if let Ok(value) = HeaderValue::from_str(&methods.join(", ")) {
+                headers.insert(header::ALLOW, value);
+            }
         }
         response
     }
@@ -158,14 +122,24 @@ mod tests {
 
     use super::*;
 
+    fn problem(status: StatusCode, hop: Hop, detail: &str) -> Problem {
+        Problem {
+            status,
+            detail: detail.into(),
+            hop,
+            outcome: Outcome::NotExecuted,
+            allow: None,
+            authenticate: None,
+        }
+    }
+
     #[test]
     fn the_document_has_every_member() {
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, "no \"way\"")
-            .retry_after(Duration::from_millis(1500));
+        let problem = problem(StatusCode::SERVICE_UNAVAILABLE, Hop::Broker, "no \"way\"");
         let id = RequestId::random();
         let response = problem.response(&id);
         assert_eq!(response.status(), 503);
-        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()["retry-after"], "1");
         assert_eq!(
             response.headers()["content-type"],
             "application/problem+json"
@@ -188,8 +162,10 @@ mod tests {
 
     #[test]
     fn an_agents_problem_survives_the_way_back() {
-        let sent =
-            Problem::new(StatusCode::GATEWAY_TIMEOUT, Hop::Upstream, "too slow").outcome_unknown();
+        let sent = Problem {
+            outcome: Outcome::Unknown,
+            ..problem(StatusCode::GATEWAY_TIMEOUT, Hop::Upstream, "too slow")
+        };
         let body = sent.document(None);
         assert_eq!(
             Problem::from_agent(StatusCode::GATEWAY_TIMEOUT, Hop::Upstream, &body),

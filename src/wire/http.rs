@@ -27,22 +27,22 @@ const HEADER_BYTES: &str = "hb";
 
 /// Why a request in HTTP mode is not executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadRequest {
+pub struct NotExecutable {
     /// The status to answer with.
     pub status: StatusCode,
     reason: String,
 }
 
-impl BadRequest {
-    fn new(reason: impl Into<String>) -> BadRequest {
-        BadRequest {
+impl NotExecutable {
+    fn new(reason: impl Into<String>) -> NotExecutable {
+        NotExecutable {
             status: StatusCode::BAD_REQUEST,
             reason: reason.into(),
         }
     }
 }
 
-impl fmt::Display for BadRequest {
+impl fmt::Display for NotExecutable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.reason)
     }
@@ -60,18 +60,18 @@ pub fn write_request(request: &Request<Bytes>, target: &PathAndQuery, properties
 
 /// Reads a request in HTTP mode; its URI is the path and query.
 ///
-/// Errors: see [`BadRequest`]; 505 for another version, else 400.
-pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
+/// Errors: see [`NotExecutable`]; 505 for another version, else 400.
+pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> {
     let properties = &message.properties;
     let only = |name| {
         let value = properties.only(name);
-        value.map_err(|bad| BadRequest::new(bad.to_string()))
+        value.map_err(|bad| NotExecutable::new(bad.to_string()))
     };
     match only(VERSION)? {
         Some(VERSION_1) => {}
         other => {
             let found = other.unwrap_or_default();
-            return Err(BadRequest {
+            return Err(NotExecutable {
                 status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                 reason: format!("its version is {found:?}, this agent knows {VERSION_1:?}"),
             });
@@ -80,13 +80,13 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, BadRequest> {
     let method = only(METHOD)?
         .and_then(|text| Method::from_bytes(text.as_bytes()).ok())
         .filter(|method| *method != Method::CONNECT)
-        .ok_or_else(|| BadRequest::new("its method is missing, not a token, or CONNECT"))?;
+        .ok_or_else(|| NotExecutable::new("its method is missing, not a token, or CONNECT"))?;
     let target: PathAndQuery = only(TARGET)?
         .filter(|text| text.starts_with('/') || (*text == "*" && method == Method::OPTIONS))
         .filter(|text| text.is_ascii() && !text.contains('#'))
         .and_then(|text| text.parse().ok())
-        .ok_or_else(|| BadRequest::new("its target is missing or not a path"))?;
-    let mut headers = read_headers(properties).map_err(BadRequest::new)?;
+        .ok_or_else(|| NotExecutable::new("its target is missing or not a path"))?;
+    let mut headers = read_headers(properties).map_err(NotExecutable::new)?;
     headers.remove(header::CONTENT_LENGTH);
     // Which host it is, the agent's settings say.
     headers.remove(header::HOST);
