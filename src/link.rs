@@ -6,15 +6,21 @@ mod convert;
 mod driver;
 mod greeting;
 mod limits;
-mod outgoing;
+#[cfg(test)]
+mod memory;
+mod outbox;
+mod outlet;
 mod publish;
-mod publisher;
+mod session;
 mod tls;
 mod url;
 
+#[cfg(test)]
+pub(crate) use memory::Memory;
+
 pub use connection::{Link, check_tls};
 pub use publish::{
-    Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, PublishError, Subscription,
+    Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, Publish, PublishError, Publisher,
+    Subscription,
 };
-pub use publisher::Publisher;
 pub use url::{BrokerUrl, TlsFiles};

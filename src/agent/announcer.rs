@@ -105,24 +105,27 @@ impl Announcer {
 
     /// There is a connection: says that this agent is there, and asks itself whether the broker lets
     /// it read what it is asked.
-    pub fn connected(&self, publisher: &Publisher) {
-        self.announce(publisher);
+    pub fn connected(&self, publisher: &Publisher, now: Moment) {
+        self.announce(publisher, now);
         if let Some(topic) = &self.own_requests
             && publisher.offer().max_qos > Qos::AtMostOnce
         {
             let whose = (PROBE_OF.to_owned(), self.announcement.instance.clone());
-            let sent = publisher.publish(Message {
-                topic: topic.clone(),
-                qos: Qos::AtLeastOnce,
-                properties: Properties {
-                    correlation_data: Some(self.probe_name()),
-                    user: vec![whose],
-                    ..Properties::default()
+            let sent = publisher.publish(
+                Message {
+                    topic: topic.clone(),
+                    qos: Qos::AtLeastOnce,
+                    properties: Properties {
+                        correlation_data: Some(self.probe_name()),
+                        user: vec![whose],
+                        ..Properties::default()
+                    },
+                    ..Message::default()
                 },
-                ..Message::default()
-            });
+                None,
+            );
             if sent.is_ok() {
-                lock(&self.state).probed = Some(Moment::now());
+                lock(&self.state).probed = Some(now);
             }
         }
     }
@@ -153,14 +156,14 @@ impl Announcer {
             (is_due, is_deaf)
         };
         match &self.own_requests {
-            Some(topic) if is_deaf => self.denied(publisher, topic, "read"),
-            _ if is_due => self.announce(publisher),
+            Some(topic) if is_deaf => self.denied(publisher, topic, "read", now),
+            _ if is_due => self.announce(publisher, now),
             _ => {}
         }
     }
 
     /// The broker does not let this agent do this with a topic.
-    pub fn denied(&self, publisher: &Publisher, topic: &str, verb: &str) {
+    pub fn denied(&self, publisher: &Publisher, topic: &str, verb: &str, now: Moment) {
         log::error!(
             "the broker does not let this agent {verb} {topic}: see its access list; callers get a 502"
         );
@@ -169,7 +172,7 @@ impl Announcer {
             state.denied.len() < MAX_DENIED && state.denied.insert(topic.to_owned())
         };
         if is_new {
-            self.announce(publisher);
+            self.announce(publisher, now);
         }
     }
 
@@ -201,18 +204,18 @@ impl Announcer {
     }
 
     /// Says that it is going to stop.
-    pub fn leave(&self, publisher: &Publisher) {
+    pub fn leave(&self, publisher: &Publisher, now: Moment) {
         self.leaving.store(true, Ordering::SeqCst);
-        self.announce(publisher);
+        self.announce(publisher, now);
     }
 
     /// Takes what somebody published as this agent's presence.
-    pub fn heard(&self, publisher: &Publisher, payload: &[u8]) {
+    pub fn heard(&self, publisher: &Publisher, payload: &[u8], now: Moment) {
         if payload.is_empty() {
             // A twin has vanished, or somebody meddles: this one is still here.
             lock(&self.state).twins.clear();
             if !self.leaving.load(Ordering::SeqCst) {
-                self.announce(publisher);
+                self.announce(publisher, now);
             }
             return;
         }
@@ -227,7 +230,7 @@ impl Announcer {
         if other.leaving {
             state.twins.remove(&other.instance);
             drop(state);
-            return self.announce(publisher);
+            return self.announce(publisher, now);
         }
         if state.twins.len() < MAX_TWINS && state.twins.insert(other.instance) {
             drop(state);
@@ -236,27 +239,30 @@ impl Announcer {
                 self.topic
             );
             // So that it hears of this one. It hears once: both then know each other.
-            self.announce(publisher);
+            self.announce(publisher, now);
         }
     }
 
     /// Says once more what could not be sent. To be called when something was written.
-    pub fn catch_up(&self, publisher: &Publisher) {
+    pub fn catch_up(&self, publisher: &Publisher, now: Moment) {
         if self.owed.swap(false, Ordering::SeqCst) {
-            self.announce(publisher);
+            self.announce(publisher, now);
         }
     }
 
     // Says that this agent is there; once it is leaving, that it is not.
-    fn announce(&self, publisher: &Publisher) {
-        let payload = self.payload(Moment::now());
+    fn announce(&self, publisher: &Publisher, now: Moment) {
+        let payload = self.payload(now);
         let offer = publisher.offer();
         let wished = self.message(payload);
-        let sent = publisher.publish(Message {
-            qos: wished.qos.min(offer.max_qos),
-            retain: offer.retain,
-            ..wished
-        });
+        let sent = publisher.publish(
+            Message {
+                qos: wished.qos.min(offer.max_qos),
+                retain: offer.retain,
+                ..wished
+            },
+            None,
+        );
         match sent {
             Ok(()) => {}
             Err(PublishError::Busy | PublishError::Stalled(_)) => {
@@ -295,5 +301,125 @@ impl Announcer {
             },
             ..Message::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::Receiver;
+
+    use super::*;
+    use crate::link::Memory;
+
+    fn start() -> Moment {
+        Moment::at(Duration::from_secs(1000))
+    }
+
+    /// An announcer that has just connected, and what it has said of itself.
+    fn connected() -> (
+        Announcer,
+        Receiver<Message>,
+        Publisher,
+        std::sync::Arc<Memory>,
+    ) {
+        let announcer = Announcer::new(&AgentSettings::example());
+        let (sent, publisher, memory) = Memory::start();
+        announcer.connected(&publisher, start());
+        (announcer, sent, publisher, memory)
+    }
+
+    fn said(sent: &Receiver<Message>) -> Vec<Message> {
+        sent.try_iter().collect()
+    }
+
+    fn announcement(message: &Message) -> Announcement {
+        Announcement::read(&message.payload).unwrap()
+    }
+
+    fn twin(leaving: bool, announced: &Message) -> Vec<u8> {
+        let twin = Announcement {
+            instance: "another".into(),
+            leaving,
+            ..announcement(announced)
+        };
+        serde_json::to_vec(&twin).unwrap()
+    }
+
+    #[test]
+    fn it_is_announced_once_the_broker_gives_the_announcement_back() {
+        let (announcer, sent, publisher, _) = connected();
+        let [announced, probe] = said(&sent).try_into().unwrap();
+        assert_eq!(announced.topic, "recado/agents/shed/presence");
+        assert!(announced.retain && announced.qos == Qos::AtLeastOnce);
+        assert_eq!(announced.properties.message_expiry_interval, Some(50));
+        assert_eq!(probe.topic, "recado/agents/shed/request");
+        assert!(!announcer.is_announced());
+        announcer.heard(&publisher, &announced.payload, start());
+        assert!(announcer.is_announced() && said(&sent).is_empty());
+        announcer.disconnected();
+        assert!(!announcer.is_announced());
+    }
+
+    #[test]
+    fn it_says_so_again_in_time_and_when_there_was_no_place() {
+        let (announcer, sent, publisher, memory) = connected();
+        said(&sent);
+        let after = |seconds| start() + Duration::from_secs(seconds);
+        announcer.is_probe_acknowledged(Some(&announcer.probe_name()), false);
+        announcer.tick(&publisher, after(19));
+        assert!(said(&sent).is_empty());
+        memory.refuse(Some(PublishError::Busy));
+        announcer.tick(&publisher, after(20));
+        assert!(said(&sent).is_empty());
+        memory.refuse(None);
+        announcer.catch_up(&publisher, after(21));
+        announcer.catch_up(&publisher, after(21));
+        assert_eq!(said(&sent).len(), 1, "once is enough");
+        announcer.tick(&publisher, after(40));
+        assert!(said(&sent).is_empty());
+        announcer.tick(&publisher, after(41));
+        assert_eq!(said(&sent).len(), 1);
+    }
+
+    #[test]
+    fn agents_with_one_id_hear_of_each_other_and_keep_the_presence_up() {
+        let (announcer, sent, publisher, _) = connected();
+        let announced = said(&sent).remove(0);
+        let hear = |payload: &[u8]| {
+            announcer.heard(&publisher, payload, start());
+            said(&sent)
+        };
+        assert_eq!(hear(&twin(false, &announced)).len(), 1, "it must hear too");
+        assert_eq!(hear(&twin(false, &announced)).len(), 0, "but only once");
+        assert_eq!(hear(b"").len(), 1, "its will has taken this one's away");
+        hear(&twin(false, &announced));
+        announcer.leave(&publisher, start());
+        let [goodbye] = said(&sent).try_into().unwrap();
+        assert!(announcement(&goodbye).leaving, "the other one goes on");
+        assert_eq!(hear(b"").len(), 0, "this one does not");
+        let (alone, sent, publisher, _) = connected();
+        said(&sent);
+        alone.leave(&publisher, start());
+        assert_eq!(said(&sent)[0].payload, "");
+    }
+
+    #[test]
+    fn what_the_broker_denies_is_said() {
+        let (announcer, sent, publisher, _) = connected();
+        let probe = said(&sent).remove(1);
+        let after = |seconds| start() + Duration::from_secs(seconds);
+        announcer.tick(&publisher, after(1));
+        assert!(said(&sent).is_empty(), "it may still come");
+        announcer.tick(&publisher, after(2));
+        let [complaint] = said(&sent).try_into().unwrap();
+        assert_eq!(announcement(&complaint).denied, [probe.topic.as_str()]);
+        announcer.denied(&publisher, &probe.topic, "read", after(2));
+        assert!(said(&sent).is_empty(), "once is enough");
+        announcer.disconnected();
+        announcer.connected(&publisher, after(3));
+        let probe = said(&sent).remove(1);
+        assert!(announcer.is_probe(&probe), "it has come back");
+        announcer.tick(&publisher, after(9));
+        assert!(said(&sent).is_empty());
     }
 }

@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Method;
 
 use super::age::Ages;
 use super::executor::Executor;
 use super::job::Job;
 use super::outcome::{Ended, Spent};
 use super::repeats::{Key, Repeats, Seen};
-use super::reply::{Form, Owed, Patience, ReplyTo};
+use super::reply::{Owed, Patience, ReplyTo};
 use super::settings::{AgentSettings, Service, ServiceMode};
 use crate::base::budget::Budget;
 use crate::base::clock::Moment;
@@ -83,8 +82,8 @@ impl Intake {
     }
 
     /// Sends replies that found no place before.
-    pub fn catch_up(&self, publisher: &Publisher) {
-        self.owed.catch_up(publisher);
+    pub fn catch_up(&self, publisher: &Publisher, now: Moment) {
+        self.owed.catch_up(publisher, now);
     }
 
     pub fn last_arrival(&self) -> Instant {
@@ -95,46 +94,24 @@ impl Intake {
         lock(&self.taken).last_deadline
     }
 
-    /// Takes a message. Runs on the mqtt thread.
-    pub fn take(&self, publisher: &Publisher, pools: &[Pool<Box<Job>>], message: Message) {
-        let received = Moment::now();
-        let topic = message.topic.as_str();
-        let mut services = self.services();
-        let Some(number) = services.position(|service| service.request_topic.as_str() == topic)
-        else {
-            return self.drop_message(topic, "no service expects it");
+    /// Takes a message that came now. Runs on the mqtt thread.
+    pub fn take(
+        &self,
+        publisher: &Publisher,
+        pools: &[Pool<Box<Job>>],
+        message: Message,
+        now: Moment,
+    ) {
+        let (topic, size) = (message.topic.clone(), message.size());
+        let (job, flaw) = match self.job(publisher, message, now) {
+            Ok(job) => job,
+            Err(why) => return self.drop_message(&topic, &why),
         };
-        if message.retain {
-            return self.drop_message(topic, "it is retained, so it is from before");
-        }
-        let service = &self.settings().services[number];
-        let reply_to = match self.reply_to(service, &message) {
-            Ok(reply_to) => reply_to,
-            Err(why) => return self.drop_message(topic, &why),
-        };
-        let (allowed, flaw) = match self.allowed(service, &message, received) {
-            Ok(allowed) => (allowed, None),
-            Err(flaw) => (service.timeout, Some(flaw)),
-        };
-        let deadline = received + allowed.min(self.settings().max_timeout);
         {
             let mut taken = lock(&self.taken);
             taken.last_arrival = Instant::now();
-            taken.last_deadline = deadline.instant().max(taken.last_deadline);
+            taken.last_deadline = job.deadline.instant().max(taken.last_deadline);
         }
-        let size = message.size();
-        let job = Box::new(Job {
-            service: number,
-            message,
-            reply_to,
-            received,
-            deadline,
-            is_shortened: allowed > self.settings().max_timeout,
-            publisher: publisher.clone(),
-            owed: Arc::clone(&self.owed),
-            repeat: None,
-            memory: self.budget.share(),
-        });
         if let Some(flaw) = flaw {
             let failure = Failure::Unreadable(flaw);
             return job.reply_failure(&failure, Spent::default(), Patience::None);
@@ -150,13 +127,52 @@ impl Intake {
             );
             return self.refuse(&job, detail);
         }
-        if let Err(job) = pools[number].submit(job) {
+        if let Err(job) = pools[job.service].submit(job) {
+            let service = &self.settings().services[job.service];
             let (workers, queue) = (service.workers, service.queue);
             let detail = format!(
                 "all workers are busy and the queue is full (workers = {workers}, queue = {queue} of the agent)"
             );
             self.refuse(&job, detail);
         }
+    }
+
+    // What is to be done for a message, and why it can't be, if somebody is to be told.
+    //
+    // Errors: nobody is; why.
+    fn job(
+        &self,
+        publisher: &Publisher,
+        message: Message,
+        now: Moment,
+    ) -> std::result::Result<(Box<Job>, Option<String>), String> {
+        let mut services = self.services();
+        let number = services
+            .position(|service| service.request_topic.as_str() == message.topic)
+            .ok_or("no service expects it")?;
+        if message.retain {
+            return Err("it is retained, so it is from before".into());
+        }
+        let service = &self.settings().services[number];
+        let reply_to = ReplyTo::of(&message, service, self.settings())?;
+        let (allowed, flaw) = match self.allowed(service, &message, now) {
+            Ok(allowed) => (allowed, None),
+            Err(flaw) => (service.timeout, Some(flaw)),
+        };
+        let max_timeout = self.settings().max_timeout;
+        let job = Job {
+            service: number,
+            message,
+            reply_to,
+            received: now,
+            deadline: now + allowed.min(max_timeout),
+            is_shortened: allowed > max_timeout,
+            publisher: Arc::clone(publisher),
+            owed: Arc::clone(&self.owed),
+            repeat: None,
+            memory: self.budget.share(),
+        };
+        Ok((Box::new(job), flaw))
     }
 
     // How long the request may take from now on: what its caller had left when it was sent, without
@@ -192,8 +208,7 @@ impl Intake {
 
     // A request that came before gets the reply of the first, now or when there is one.
     fn unless_seen(&self, mut job: Box<Job>, patience: Patience) -> Option<Box<Job>> {
-        let idempotency_key = idempotency_key(&job.message);
-        let Some(key) = Key::of(&job.message, idempotency_key, &self.seeds) else {
+        let Some(key) = Key::of(&job.message, &self.seeds) else {
             return Some(job);
         };
         job.repeat = Some(key.clone());
@@ -219,34 +234,10 @@ impl Intake {
         }
     }
 
-    fn reply_to(
-        &self,
-        service: &Service,
-        message: &Message,
-    ) -> std::result::Result<ReplyTo, String> {
-        let properties = &message.properties;
-        let response_topic = properties.response_topic.as_deref();
-        match (&service.mode, response_topic) {
-            (ServiceMode::Json { response_topic, .. }, None) => Ok(ReplyTo::legacy(response_topic)),
-            (ServiceMode::Json { .. }, Some(topic)) => {
-                ReplyTo::checked(properties, topic, self.settings(), Form::Json)
-            }
-            (ServiceMode::Http { .. }, Some(topic)) => {
-                if properties.correlation_data.is_none() {
-                    return Err("it has no correlation data".into());
-                }
-                let method = properties.user("method").unwrap_or_default();
-                let method = Method::from_bytes(method.as_bytes()).unwrap_or_default();
-                ReplyTo::checked(properties, topic, self.settings(), Form::Http(method))
-            }
-            (ServiceMode::Http { .. }, None) => Err("it has no response topic".into()),
-        }
-    }
-
     /// Executes a request and answers it, unless its time is up.
-    pub fn work(&self, job: &Job) {
-        let (begun, begun_at) = (Instant::now(), Moment::now());
-        let left = job.deadline.since(begun_at);
+    pub fn work(&self, job: &Job, now: Moment) {
+        let begun = Instant::now();
+        let left = job.deadline.since(now);
         if left.is_zero() {
             self.drop_message(&job.message.topic, "its caller has stopped waiting");
             // Who repeated it may wait for longer: the next of them is the first now.
@@ -254,7 +245,7 @@ impl Intake {
             let waiting = waiting.flat_map(|key| self.repeats.end(key, None, begun));
             for next in waiting.collect::<Vec<_>>() {
                 if let Some(next) = self.unless_seen(next, Patience::UntilDeadline) {
-                    self.work(&next);
+                    self.work(&next, now);
                 }
             }
             return;
@@ -262,7 +253,7 @@ impl Intake {
         let running = Running { intake: self, job };
         let executed = self.executor.execute(job, left);
         let spent = Spent {
-            queue: begun_at.since(job.received),
+            queue: now.since(job.received),
             upstream: begun.elapsed(),
         };
         let ended = match executed {
@@ -309,17 +300,193 @@ impl Drop for Running<'_> {
     }
 }
 
-// The Idempotency-Key of an HTTP request: a field that a caller repeats with a request it repeats.
-fn idempotency_key(message: &Message) -> Option<&[u8]> {
-    let mut fields = message.properties.user.iter();
-    let (_, field) = fields.find(|(key, field)| {
-        key == "h"
-            && field
-                .get(.."idempotency-key: ".len())
-                .is_some_and(|name| name.eq_ignore_ascii_case("idempotency-key: "))
-    })?;
-    field
-        .as_bytes()
-        .get("idempotency-key: ".len()..)
-        .filter(|key| !key.is_empty())
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::Receiver;
+
+    use super::*;
+    use crate::base::pool::PoolOptions;
+    use crate::link::{Memory, PublishError};
+    use crate::wire::reply::{STATUS, error};
+    use crate::wire::{Hop, Properties, Qos};
+
+    const INBOX: &str = "recado/gateways/g/response";
+
+    /// An agent whose workers hand over what they get instead of working.
+    struct Bench {
+        intake: Intake,
+        pools: Vec<Pool<Box<Job>>>,
+        jobs: Receiver<Box<Job>>,
+        sent: Receiver<Message>,
+        publisher: Publisher,
+        memory: Arc<Memory>,
+    }
+
+    fn start() -> Moment {
+        Moment::at(Duration::from_secs(1000))
+    }
+
+    fn bench() -> Bench {
+        let (sent, publisher, memory) = Memory::start();
+        let (put, jobs) = crossbeam_channel::unbounded();
+        let pool = |_| {
+            let options = PoolOptions {
+                name: "test",
+                max_workers: 1,
+                queue: 1000,
+                stack_kib: 64,
+                idle: Duration::from_secs(60),
+            };
+            let put = put.clone();
+            Pool::new(options, move |job| put.send(job).unwrap())
+        };
+        Bench {
+            intake: Intake::new(AgentSettings::example()).unwrap(),
+            pools: (0..2).map(pool).collect(),
+            jobs,
+            sent,
+            publisher,
+            memory,
+        }
+    }
+
+    impl Bench {
+        fn take(&self, message: &Message) {
+            let (publisher, message) = (&self.publisher, message.clone());
+            self.intake.take(publisher, &self.pools, message, start());
+        }
+
+        fn job(&self) -> Box<Job> {
+            self.jobs.recv_timeout(Duration::from_secs(30)).unwrap()
+        }
+
+        /// The status and the hop of the only reply.
+        fn reply(&self) -> (String, Option<Hop>) {
+            let replies: Vec<Message> = self.sent.try_iter().collect();
+            let [reply] = replies.try_into().unwrap();
+            assert_eq!(reply.topic, INBOX);
+            let properties = &reply.properties;
+            let status = properties.user(STATUS).unwrap().to_owned();
+            (status, error(properties).unwrap())
+        }
+
+        fn is_silent(&self) -> bool {
+            self.sent.is_empty() && self.jobs.is_empty()
+        }
+    }
+
+    fn request(user: &[(&str, &str)]) -> Message {
+        let own = [("v", "1"), ("method", "GET"), ("target", "/")];
+        let user = own.iter().chain(user);
+        Message {
+            topic: "recado/agents/shed/request".into(),
+            properties: Properties {
+                response_topic: Some(INBOX.into()),
+                correlation_data: Some(Bytes::from_static(b"0123456789abcdef")),
+                user: user
+                    .map(|(name, value)| ((*name).into(), (*value).into()))
+                    .collect(),
+                ..Properties::default()
+            },
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn what_nobody_can_be_told_of_is_dropped() {
+        let bench = bench();
+        let good = request(&[("deadline-ms", "3000")]);
+        let mut elsewhere = good.clone();
+        elsewhere.topic = "recado/agents/other/request".into();
+        let mut old = good.clone();
+        old.retain = true;
+        let mut anonymous = good.clone();
+        anonymous.properties.correlation_data = None;
+        let mut hijack = good.clone();
+        hijack.properties.response_topic = Some("recado/agents/shed/request".into());
+        for bad in [elsewhere, old, anonymous, hijack] {
+            bench.take(&bad);
+            assert!(bench.is_silent(), "{bad:?}");
+        }
+        bench.take(&good);
+        assert_eq!(bench.job().deadline, start() + Duration::from_secs(3));
+    }
+
+    #[test]
+    fn what_can_not_be_executed_is_answered() {
+        let bench = bench();
+        let mut long = request(&[("deadline-ms", "1")]);
+        long.properties.correlation_data = Some(vec![1; 65].into());
+        for bad in [request(&[]), request(&[("deadline-ms", "soon")]), long] {
+            bench.take(&bad);
+            assert_eq!(bench.reply(), ("400".into(), Some(Hop::Agent)), "{bad:?}");
+        }
+        let mut large = request(&[("deadline-ms", "1000")]);
+        large.payload = vec![0; 2000].into();
+        bench.take(&large);
+        assert_eq!(bench.reply(), ("503".into(), Some(Hop::Agent)), "no memory");
+        assert!(bench.jobs.is_empty());
+    }
+
+    #[test]
+    fn a_request_that_comes_again_is_executed_once() {
+        let bench = bench();
+        let mut message = request(&[("deadline-ms", "1000")]);
+        message.qos = Qos::AtLeastOnce;
+        bench.take(&message);
+        let first = bench.job();
+        bench.take(&message);
+        assert!(bench.is_silent(), "it waits for the first");
+        // Nothing listens there: not executed, so it may be tried again.
+        bench.intake.work(&first, start());
+        let replies: Vec<Message> = bench.sent.try_iter().collect();
+        assert_eq!(replies.len(), 2);
+        assert_eq!(replies[0], replies[1]);
+        bench.take(&message);
+        bench.job();
+    }
+
+    #[test]
+    fn whose_time_is_up_is_not_executed() {
+        let bench = bench();
+        let mut message = request(&[("deadline-ms", "1000")]);
+        message.qos = Qos::AtLeastOnce;
+        bench.take(&message);
+        let job = bench.job();
+        bench.intake.work(&job, start() + Duration::from_secs(1));
+        assert!(bench.is_silent());
+        bench.take(&message);
+        bench.job();
+    }
+
+    #[test]
+    fn an_error_that_finds_no_place_is_sent_later() {
+        let bench = bench();
+        bench.memory.refuse(Some(PublishError::Busy));
+        bench.take(&request(&[]));
+        assert!(bench.is_silent());
+        bench.memory.refuse(None);
+        bench.intake.catch_up(&bench.publisher, start());
+        assert_eq!(bench.reply(), ("400".into(), Some(Hop::Agent)));
+        bench.memory.refuse(Some(PublishError::Busy));
+        bench.take(&request(&[]));
+        bench.memory.refuse(None);
+        let late = start() + Duration::from_secs(60);
+        bench.intake.catch_up(&bench.publisher, late);
+        assert!(bench.is_silent(), "nobody waits for it any more");
+    }
+
+    #[test]
+    fn an_answer_that_finds_no_place_is_an_error_that_gateways_understand() {
+        let bench = bench();
+        bench.take(&request(&[("deadline-ms", "1000")]));
+        let job = bench.job();
+        bench.memory.refuse(Some(PublishError::Busy));
+        let response = crate::http::Response::new(Bytes::from_static(b"large"));
+        let ended = Ended::Answered(response, Spent::default());
+        job.end(&ended, Patience::UntilDeadline);
+        bench.memory.refuse(None);
+        bench.intake.catch_up(&bench.publisher, start());
+        assert_eq!(bench.reply(), ("503".into(), Some(Hop::Agent)));
+    }
 }

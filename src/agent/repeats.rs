@@ -46,15 +46,11 @@ impl Key {
     /// The key of a request, if it may come again: its Idempotency-Key together with what it asks
     /// for, else, with QoS 1, its correlation.
     /// `seeds` are this process's own, so that nobody can prepare two requests with one key.
-    pub fn of(
-        message: &Message,
-        idempotency_key: Option<&[u8]>,
-        seeds: &[RandomState; 2],
-    ) -> Option<Key> {
+    pub fn of(message: &Message, seeds: &[RandomState; 2]) -> Option<Key> {
         let properties = &message.properties;
         let mut key = message.topic.clone().into_bytes();
         key.push(0);
-        if let Some(given) = idempotency_key {
+        if let Some(given) = idempotency_key(message) {
             // Who asks belongs to it too, whatever the upstream knows that by: nobody gets the
             // reply to another's question.
             let fields = properties.user.iter().filter(|(name, field)| {
@@ -87,6 +83,21 @@ impl Key {
             Key(key.into())
         })
     }
+}
+
+// The Idempotency-Key of an HTTP request: a field that a caller repeats with a request it repeats.
+fn idempotency_key(message: &Message) -> Option<&[u8]> {
+    let mut fields = message.properties.user.iter();
+    let (_, field) = fields.find(|(key, field)| {
+        key == "h"
+            && field
+                .get(.."idempotency-key: ".len())
+                .is_some_and(|name| name.eq_ignore_ascii_case("idempotency-key: "))
+    })?;
+    field
+        .as_bytes()
+        .get("idempotency-key: ".len()..)
+        .filter(|key| !key.is_empty())
 }
 
 /// What is to be done with a request.
@@ -232,7 +243,7 @@ mod tests {
             },
             ..Message::default()
         };
-        Key::of(&message, None, &Default::default()).unwrap()
+        Key::of(&message, &Default::default()).unwrap()
     }
 
     fn answered(size: usize) -> Ended {
@@ -304,12 +315,17 @@ mod tests {
     #[test]
     fn only_what_may_come_again_has_a_key() {
         let seeds = Default::default();
-        let of = |message: &Message, key: Option<&[u8]>| Key::of(message, key, &seeds);
+        let of = |message: &Message, key: Option<&str>| {
+            let mut message = message.clone();
+            let field = key.map(|key| ("h".to_owned(), format!("Idempotency-Key: {key}")));
+            message.properties.user.extend(field);
+            Key::of(&message, &seeds)
+        };
         let mut message = Message::default();
         assert_eq!(of(&message, None), None);
         message.properties.correlation_data = Some(Bytes::from_static(b"x"));
         assert_eq!(of(&message, None), None, "QoS 0 comes once");
-        let mine: Option<&[u8]> = Some(b"mine");
+        let mine = Some("mine");
         let first = of(&message, mine).unwrap();
         assert_eq!(of(&message, mine).unwrap(), first);
         let mut other_body = message.clone();
@@ -319,7 +335,7 @@ mod tests {
         let field = ("h".to_owned(), "Authorization: Bearer b".to_owned());
         other_asker.properties.user.push(field);
         assert_ne!(of(&other_asker, mine).unwrap(), first);
-        assert_eq!(of(&message, Some(&[b'k'; 256])), None, "too long a key");
+        assert_eq!(of(&message, Some(&"k".repeat(256))), None, "too long a key");
         message.qos = Qos::AtLeastOnce;
         let mut correlated = |data: Vec<u8>| {
             message.properties.correlation_data = Some(data.into());

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
-use super::settings::AgentSettings;
+use super::settings::{AgentSettings, Service, ServiceMode};
 use crate::base::clock::Moment;
 use crate::base::threads::lock;
 use crate::base::topic::Topic;
@@ -37,19 +37,40 @@ pub(super) enum Form {
 }
 
 impl ReplyTo {
-    /// Where old peers of a service are answered.
-    pub fn legacy(response_topic: &Topic) -> ReplyTo {
-        ReplyTo {
-            topic: response_topic.to_string(),
-            correlation: None,
-            form: Form::Legacy,
-        }
+    /// Where a request to a service is answered.
+    ///
+    /// Errors: nowhere; why.
+    pub fn of(
+        message: &Message,
+        service: &Service,
+        settings: &AgentSettings,
+    ) -> Result<ReplyTo, String> {
+        let properties = &message.properties;
+        let form = match (&service.mode, &properties.response_topic) {
+            (ServiceMode::Json { response_topic, .. }, None) => {
+                return Ok(ReplyTo {
+                    topic: response_topic.to_string(),
+                    correlation: None,
+                    form: Form::Legacy,
+                });
+            }
+            (ServiceMode::Json { .. }, Some(_)) => Form::Json,
+            (ServiceMode::Http { .. }, _) if properties.correlation_data.is_none() => {
+                return Err("it has no correlation data".into());
+            }
+            (ServiceMode::Http { .. }, _) => {
+                let method = properties.user("method").unwrap_or_default();
+                Form::Http(Method::from_bytes(method.as_bytes()).unwrap_or_default())
+            }
+        };
+        let topic = properties.response_topic.as_deref();
+        let topic = topic.ok_or("it has no response topic")?;
+        ReplyTo::checked(properties, topic, settings, form)
     }
 
-    /// Checks a Response Topic. A reply must go to a topic that is meant for replies; otherwise
-    /// whoever can publish a request could make the agent publish anywhere, even requests to
-    /// itself.
-    pub fn checked(
+    // A reply must go to a topic that is meant for replies; otherwise whoever can publish a request
+    // could make the agent publish anywhere, even requests to itself.
+    fn checked(
         properties: &Properties,
         response_topic: &str,
         settings: &AgentSettings,
@@ -103,10 +124,8 @@ impl Owed {
         message: Message,
         deadline: Moment,
     ) -> Result<(), PublishError> {
-        match publisher.publish(message.clone()) {
-            Err(PublishError::Busy | PublishError::Stalled(_) | PublishError::NotConnected(_))
-                if message.payload.len() <= OWED_BYTES =>
-            {
+        match publisher.publish(message.clone(), Some(deadline.instant())) {
+            Err(why) if why.may_pass() && message.payload.len() <= OWED_BYTES => {
                 let mut replies = lock(&self.replies);
                 if replies.len() >= MAX_OWED {
                     replies.pop_front();
@@ -119,11 +138,11 @@ impl Owed {
     }
 
     /// Tries again what is owed, and forgets whose caller has stopped waiting.
-    pub fn catch_up(&self, publisher: &Publisher) {
+    pub fn catch_up(&self, publisher: &Publisher, now: Moment) {
         let mut replies = lock(&self.replies);
-        let now = Moment::now();
         while let Some((message, deadline)) = replies.front() {
-            if now < *deadline && publisher.publish(message.clone()).is_err() {
+            let until = Some(deadline.instant());
+            if now < *deadline && publisher.publish(message.clone(), until).is_err() {
                 return;
             }
             replies.pop_front();

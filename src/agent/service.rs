@@ -58,21 +58,21 @@ impl Agent {
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as agent {}", sorter.id());
-                presence.connected(publisher);
-                sorter.catch_up(publisher);
+                presence.connected(publisher, Moment::now());
+                sorter.catch_up(publisher, Moment::now());
             }
             LinkEvent::Message(message) if message.topic == presence.topic() => {
-                presence.heard(publisher, &message.payload);
+                presence.heard(publisher, &message.payload, Moment::now());
             }
             LinkEvent::Message(message) if presence.is_probe(&message) => {}
-            LinkEvent::Message(message) => sorter.take(publisher, &places, message),
+            LinkEvent::Message(message) => sorter.take(publisher, &places, message, Moment::now()),
             LinkEvent::Written => {
-                presence.catch_up(publisher);
-                sorter.catch_up(publisher);
+                presence.catch_up(publisher, Moment::now());
+                sorter.catch_up(publisher, Moment::now());
             }
             LinkEvent::Acknowledged(acknowledgement) => {
-                presence.catch_up(publisher);
-                sorter.catch_up(publisher);
+                presence.catch_up(publisher, Moment::now());
+                sorter.catch_up(publisher, Moment::now());
                 refused(publisher, &acknowledgement, &presence);
             }
             LinkEvent::Down(_) => presence.disconnected(),
@@ -124,7 +124,7 @@ impl Agent {
     ///
     /// Errors: a thread did not end in time; the rest is stopped all the same.
     pub fn stop(self) -> Result<()> {
-        self.announcer.leave(self.link.publisher());
+        self.announcer.leave(self.link.publisher(), Moment::now());
         self.link.unsubscribe(Instant::now() + UNSUBSCRIBE);
         self.wait_for_the_last();
         let last_deadline = self.intake.last_deadline();
@@ -180,7 +180,7 @@ fn refused(publisher: &Publisher, acknowledgement: &Acknowledgement, presence: &
         ));
     } else {
         log::warn!("the broker refused the reply to {topic}: {reason}");
-        presence.denied(publisher, topic, "write");
+        presence.denied(publisher, topic, "write", Moment::now());
     }
 }
 
@@ -233,5 +233,7 @@ fn pool(service: &Service, intake: Arc<Intake>) -> Pool<Box<Job>> {
         stack_kib: 256,
         idle: IDLE_WORKER,
     };
-    Pool::new(options, move |job: Box<Job>| intake.work(&job))
+    Pool::new(options, move |job: Box<Job>| {
+        intake.work(&job, Moment::now())
+    })
 }

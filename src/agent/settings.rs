@@ -111,3 +111,43 @@ impl Allow {
         Ok(router)
     }
 }
+
+#[cfg(test)]
+impl AgentSettings {
+    /// Those of an agent `shed` with a service `ping` in JSON mode, and whatever is asked of itself;
+    /// nothing listens at its upstream.
+    pub(super) fn example() -> AgentSettings {
+        let topic = |name: &str| Topic::new(name).unwrap();
+        let service = |name: Option<&str>, request_topic: &str, mode| Service {
+            name: name.map(|name| Id::new(name).unwrap()),
+            request_topic: topic(request_topic),
+            mode,
+            upstream: "http://127.0.0.1:1".parse().unwrap(),
+            workers: 1,
+            queue: 1,
+            timeout: Duration::from_secs(3),
+        };
+        let json = ServiceMode::Json {
+            response_topic: topic("api/ping/response"),
+            path: "/ping".into(),
+        };
+        let http = ServiceMode::Http {
+            path_prefix: String::new(),
+            allow: Allow::default(),
+        };
+        AgentSettings {
+            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            id: Id::new("shed").unwrap(),
+            keep_alive: Duration::from_secs(10),
+            max_timeout: Duration::from_secs(30),
+            max_body_bytes: 1000,
+            max_buffered_bytes: 1000,
+            presence_refresh: Duration::from_secs(20),
+            reply_prefixes: vec!["recado/".into()],
+            services: vec![
+                service(Some("ping"), "api/ping/request", json),
+                service(None, "recado/agents/shed/request", http),
+            ],
+        }
+    }
+}

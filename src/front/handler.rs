@@ -24,6 +24,15 @@ pub struct Client<'a> {
 }
 
 impl Client<'_> {
+    /// One that never hangs up.
+    #[cfg(test)]
+    pub(crate) fn patient() -> Client<'static> {
+        Client {
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            connection: None,
+        }
+    }
+
     /// Whether it has closed the connection, so that nobody will read the answer. A client that
     /// has closed only its own direction counts as gone too: the two can't be told apart.
     pub fn has_hung_up(&self) -> bool {

@@ -133,20 +133,20 @@ impl Inboxes {
 
     /// Asks the broker what a new connection must know.
     pub fn probe(&self, publisher: &Publisher) {
-        self.probe.ask(publisher);
+        self.probe.ask(publisher, Instant::now());
     }
 
     /// Asks once more, if that took too long.
     pub fn probe_again(&self, publisher: &Publisher) {
-        self.probe.ask_again(publisher);
+        self.probe.ask_again(publisher, Instant::now());
     }
 
     /// Looks whether replies can reach this gateway.
     ///
     /// Errors: the broker does not let it read one of its inboxes; which.
     pub fn check(&self, publisher: &Publisher) -> std::result::Result<(), String> {
-        self.probe.ask_again(publisher);
-        match self.probe.unreadable() {
+        self.probe.ask_again(publisher, Instant::now());
+        match self.probe.unreadable(Instant::now()) {
             None => Ok(()),
             Some(inbox) => Err(format!("the broker does not let this gateway read {inbox}")),
         }
@@ -289,13 +289,16 @@ impl Inbox {
         let published = Instant::now();
         let topic = call.topic;
         publisher
-            .publish(Message {
-                topic: topic.to_string(),
-                payload: call.payload,
-                qos: call.qos,
-                properties: call.properties,
-                ..Message::default()
-            })
+            .publish(
+                Message {
+                    topic: topic.to_string(),
+                    payload: call.payload,
+                    qos: call.qos,
+                    properties: call.properties,
+                    ..Message::default()
+                },
+                Some(call.deadline),
+            )
             .map_err(not_published)?;
         let is_wanted = || !client.has_hung_up() && known.denied(&topic, &self.topic).is_none();
         let reply = ticket
@@ -336,5 +339,131 @@ fn not_published(error: PublishError) -> Failure {
         PublishError::Busy | PublishError::Stalled(_) => Failure::Stalled(error.to_string()),
         PublishError::TooLarge { .. } => Failure::RequestTooLarge(error.to_string()),
         PublishError::NotSupported(_) => Failure::NotSupported(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{Access, Route};
+    use super::*;
+    use crate::link::Memory;
+
+    fn inboxes() -> Inboxes {
+        let settings = GatewaySettings {
+            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            id: None,
+            front: Default::default(),
+            keep_alive: Duration::from_secs(10),
+            max_waiting: 1,
+            presence: true,
+            http: Default::default(),
+            access: Access::default(),
+            routes: Route::built_in(),
+        };
+        let router = Router::new(&settings.routes).unwrap();
+        Inboxes::new(&router, &Id::new("g").unwrap(), &settings).unwrap()
+    }
+
+    fn call(correlation: u8, timeout: Duration) -> Call {
+        Call {
+            topic: Topic::new("recado/agents/a/request").unwrap(),
+            payload: Bytes::new(),
+            properties: Properties {
+                correlation_data: Some(Bytes::copy_from_slice(&[correlation; 16])),
+                ..Properties::default()
+            },
+            qos: Qos::AtMostOnce,
+            open: false,
+            correlation: Correlation([correlation; 16]),
+            deadline: Instant::now() + timeout,
+            timeout,
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// Calls, and lets somebody answer on the mqtt thread's behalf.
+    fn answered(
+        answer: impl Fn(&Inboxes, Message) + Sync,
+    ) -> std::result::Result<Message, Failure> {
+        let (inboxes, known) = (inboxes(), Presence::default());
+        let (sent, publisher, _) = Memory::start();
+        std::thread::scope(|scope| {
+            scope.spawn(|| answer(&inboxes, sent.recv_timeout(LONG).unwrap()));
+            let reply = inboxes
+                .http
+                .call(&publisher, &Client::patient(), &known, call(1, LONG));
+            reply.map(|(message, _)| message)
+        })
+    }
+
+    fn reply_to(request: &Message, topic: &str) -> Message {
+        Message {
+            topic: topic.into(),
+            payload: Bytes::from_static(b"pong"),
+            properties: request.properties.clone(),
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn a_reply_finds_who_waits_for_it_and_nothing_else_does() {
+        let reply = answered(|inboxes, request| {
+            let known = Presence::default();
+            let inbox = inboxes.http.topic().to_string();
+            let mut foreign = reply_to(&request, &inbox);
+            foreign.properties.correlation_data = Some(Bytes::from_static(b"another"));
+            let mut retained = reply_to(&request, &inbox);
+            retained.retain = true;
+            let elsewhere = reply_to(&request, "api/ping/response");
+            for wrong in [foreign, retained, elsewhere] {
+                inboxes.receive(
+                    Message {
+                        payload: Bytes::new(),
+                        ..wrong
+                    },
+                    &known,
+                );
+            }
+            inboxes.receive(reply_to(&request, &inbox), &known);
+        });
+        assert_eq!(reply.unwrap().payload, "pong");
+    }
+
+    #[test]
+    fn what_the_broker_refuses_need_not_be_waited_for() {
+        let refused = |delivery: Delivery| {
+            answered(move |inboxes, request| {
+                inboxes.acknowledged(&Acknowledgement {
+                    topic: request.topic,
+                    correlation_data: request.properties.correlation_data,
+                    delivery: delivery.clone(),
+                });
+            })
+        };
+        let denied = refused(Delivery::Refused("NotAuthorized".into())).unwrap_err();
+        assert!(matches!(denied, Failure::Denied(why) if why.contains("NotAuthorized")));
+    }
+
+    #[test]
+    fn a_call_that_can_not_succeed_fails_at_once() {
+        let (inboxes, known, client) = (inboxes(), Presence::default(), Client::patient());
+        let (sent, publisher, memory) = Memory::start();
+        let call = |timeout| {
+            let call = call(1, timeout);
+            let reply = inboxes.http.call(&publisher, &client, &known, call);
+            reply.map(|_| ()).unwrap_err()
+        };
+        assert_eq!(call(Duration::ZERO), Failure::TooLate);
+        assert!(sent.is_empty());
+        let short = Duration::from_millis(5);
+        assert_eq!(call(short), Failure::NoReply(short));
+        memory.refuse(Some(PublishError::NotConnected("gone".into())));
+        assert_eq!(call(LONG), Failure::NotConnected("gone".into()));
+        memory.refuse(Some(PublishError::Busy));
+        assert!(matches!(call(LONG), Failure::Stalled(_)));
+        let _ticket = inboxes.http.pending.register(Correlation([2; 16]), None);
+        assert_eq!(call(LONG), Failure::TooManyWaiting(1));
     }
 }

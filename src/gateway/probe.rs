@@ -64,9 +64,8 @@ impl Probe {
     }
 
     /// Asks, on a new connection.
-    pub fn ask(&self, publisher: &Publisher) {
+    pub fn ask(&self, publisher: &Publisher, now: Instant) {
         self.all_is_well.store(false, Ordering::SeqCst);
-        let now = Instant::now();
         *lock(&self.answers) = Answers {
             first_asked: Some(now),
             asked: Some(now),
@@ -84,16 +83,16 @@ impl Probe {
 
     /// Asks once more where a message to itself has not come back; a broker may drop it, for
     /// example behind more retained messages than it queues.
-    pub fn ask_again(&self, publisher: &Publisher) {
+    pub fn ask_again(&self, publisher: &Publisher, now: Instant) {
         if self.all_is_well.load(Ordering::SeqCst) {
             return;
         }
         let missing: Vec<bool> = {
             let mut answers = lock(&self.answers);
-            if answers.asked.is_none_or(|asked| asked.elapsed() < AGAIN) {
+            if answers.asked.is_none_or(|asked| now < asked + AGAIN) {
                 return;
             }
-            answers.asked = Some(Instant::now());
+            answers.asked = Some(now);
             let states = answers.inboxes.iter();
             states.map(|state| *state != Readable::Assumed).collect()
         };
@@ -101,13 +100,13 @@ impl Probe {
     }
 
     /// Which inbox the broker does not let this gateway read, as far as that is known.
-    pub fn unreadable(&self) -> Option<&Topic> {
+    pub fn unreadable(&self, now: Instant) -> Option<&Topic> {
         if self.all_is_well.load(Ordering::SeqCst) {
             return None;
         }
         let mut answers = lock(&self.answers);
         let has_tried = answers.first_asked < answers.asked;
-        let is_late = |since: Instant| since.elapsed() >= UNREADABLE;
+        let is_late = |since: Instant| now >= since + UNREADABLE;
         if !has_tried || !answers.first_asked.is_some_and(is_late) {
             return None;
         }
@@ -188,15 +187,18 @@ impl Probe {
 }
 
 fn send(publisher: &Publisher, topic: String, qos: Qos, correlation: &Correlation) {
-    let sent = publisher.publish(Message {
-        topic,
-        qos,
-        properties: Properties {
-            correlation_data: Some(Bytes::copy_from_slice(&correlation.0)),
-            ..Properties::default()
+    let sent = publisher.publish(
+        Message {
+            topic,
+            qos,
+            properties: Properties {
+                correlation_data: Some(Bytes::copy_from_slice(&correlation.0)),
+                ..Properties::default()
+            },
+            ..Message::default()
         },
-        ..Message::default()
-    });
+        None,
+    );
     if let Err(why) = sent {
         log::warn!("can't ask the broker which agents are there: {why}");
     }
@@ -233,5 +235,37 @@ mod tests {
             assert!(probe.acknowledged(&said(2, of_nobody)));
             assert_eq!(probe.tells_absence(), believed);
         }
+    }
+
+    #[test]
+    fn an_inbox_that_returns_nothing_is_named() {
+        let inboxes = ["inbox", "other"]
+            .map(|name| Topic::new(name).unwrap())
+            .to_vec();
+        let probe = Probe::new(Correlation([1; 16]), Correlation([2; 16]), inboxes);
+        let (sent, publisher, _) = crate::link::Memory::start();
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        probe.ask(&publisher, start);
+        let [first, _, nobody]: [Message; 3] =
+            sent.try_iter().collect::<Vec<_>>().try_into().unwrap();
+        assert!(nobody.topic.starts_with("inbox/"));
+        assert_eq!(probe.is_back(&first), Some(true));
+        assert_eq!(probe.is_back(&nobody), None);
+        probe.ask_again(&publisher, after(999));
+        assert!(sent.is_empty());
+        assert_eq!(
+            probe.unreadable(after(3000)),
+            None,
+            "it was asked once only"
+        );
+        probe.ask_again(&publisher, after(1000));
+        let [again]: [Message; 1] = sent.try_iter().collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(again.topic, "other");
+        assert_eq!(probe.unreadable(after(2999)), None);
+        let unreadable = probe.unreadable(after(3000)).unwrap();
+        assert_eq!(unreadable.as_str(), "other");
+        assert_eq!(probe.is_back(&again), Some(false));
+        assert_eq!(probe.unreadable(after(9000)), None);
     }
 }

@@ -155,9 +155,11 @@ impl Failure {
             F::NotAllowed(_) => (StatusCode::FORBIDDEN, Agent, NotExecuted),
             F::RequestOver(_) => (StatusCode::PAYLOAD_TOO_LARGE, Agent, NotExecuted),
             F::AgentBusy(_) => (StatusCode::SERVICE_UNAVAILABLE, Agent, NotExecuted),
-            F::TooManyRepeats => (StatusCode::SERVICE_UNAVAILABLE, Agent, Unknown),
+            // A reply can't name the broker: what it says is what the agent knows.
+            F::TooManyRepeats | F::ReplyStalled(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Agent, Unknown)
+            }
             F::ReplyNotCarried(_) => (StatusCode::BAD_GATEWAY, Agent, Unknown),
-            F::ReplyStalled(_) => (StatusCode::SERVICE_UNAVAILABLE, Broker, Unknown),
 
             F::Unreachable(_) => (StatusCode::BAD_GATEWAY, Upstream, NotExecuted),
             F::UpstreamTooSlow(_) => (StatusCode::GATEWAY_TIMEOUT, Upstream, Unknown),
@@ -328,7 +330,7 @@ mod tests {
             (F::AgentBusy(words()), "503 agent not-executed"),
             (F::TooManyRepeats, "503 agent unknown"),
             (F::ReplyNotCarried(words()), "502 agent unknown"),
-            (F::ReplyStalled(words()), "503 broker unknown"),
+            (F::ReplyStalled(words()), "503 agent unknown"),
             (F::Unreachable(words()), "502 upstream not-executed"),
             (F::UpstreamTooSlow(words()), "504 upstream unknown"),
             (F::BadAnswer(words()), "502 upstream unknown"),

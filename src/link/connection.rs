@@ -1,24 +1,25 @@
 //! A connection to the broker that stays up.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
-use rumqttc::v5::{Client, ClientError};
+use rumqttc::v5::Client;
 
-use super::driver::{self, Driver};
-use super::outgoing::Outgoing;
-use super::publish::{LinkEvent, LinkOptions};
-use super::publisher::{Gate, Publisher, Shared};
+use super::convert::{CONNECT_TIMEOUT, mqtt_options};
+use super::driver::Driver;
+use super::outlet::Outlet;
+use super::publish::{LinkEvent, LinkOptions, Publisher};
+use super::session::{GOODBYE, Wiring};
+use super::tls;
 use super::url::BrokerUrl;
-use super::{convert, tls};
 use crate::base::error::Result;
-use crate::base::threads::{self, StopTrigger, lock};
+use crate::base::threads::{self, StopTrigger};
 
 /// A connection to the broker that stays up, and the thread that sees to it.
 pub struct Link {
+    outlet: Arc<Outlet>,
     publisher: Publisher,
     trigger: StopTrigger,
     unsubscribed: Receiver<()>,
@@ -43,34 +44,23 @@ impl Link {
         options: LinkOptions,
         on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
     ) -> Result<Link> {
-        // Besides messages there are subscriptions and the like.
-        let (client, connection) =
-            Client::new(convert::mqtt_options(&options, None)?, options.queue + 64);
-        let publisher = Publisher {
-            shared: Arc::new(Shared {
-                client,
-                gate: RwLock::new(Gate::Closed("not yet connected".into())),
-                max_packet_bytes: options.max_packet_bytes,
-                subscribed: Mutex::new(Vec::new()),
-                outgoing: Mutex::new(Outgoing::new(&options)),
-                room: Condvar::new(),
-                manual_acknowledgement: options.manual_acknowledgement,
-                quiet: AtomicBool::new(false),
-                useless: Mutex::default(),
-            }),
-        };
+        // Of these the runtime is what is kept: each connection has a client of its own.
+        let (_, connection) = Client::new(mqtt_options(&options, options.will.as_ref(), None)?, 1);
+        let outlet = Arc::new(Outlet::new(options));
+        let publisher: Publisher = outlet.clone();
         let (trigger, stop) = threads::stop_signal();
         let (on_unsubscribed, unsubscribed) = crossbeam_channel::bounded(16);
-        let mut driver = Driver::new(
+        let mut driver = Driver::new(Wiring {
             connection,
-            publisher.clone(),
-            options,
-            stop,
-            Box::new(on_event),
+            outlet: Arc::clone(&outlet),
+            publisher: Arc::clone(&publisher),
+            on_event: Box::new(on_event),
             on_unsubscribed,
-        );
+            stop,
+        });
         let thread = threads::spawn("mqtt", 512, move || driver.run())?;
         Ok(Link {
+            outlet,
             publisher,
             trigger,
             unsubscribed,
@@ -86,17 +76,7 @@ impl Link {
     /// Unsubscribes from everything and waits until the broker has confirmed it, so that it hands
     /// what comes next to others. Publishing goes on. Gives up quietly at `deadline`.
     pub fn unsubscribe(&self, deadline: Instant) {
-        let shared = &self.publisher.shared;
-        shared.quiet.store(true, Ordering::SeqCst);
-        if self.publisher.connected().is_err() {
-            return;
-        }
-        let filters = std::mem::take(&mut *lock(&shared.subscribed));
-        let sent = filters
-            .into_iter()
-            .filter(|filter| shared.client.try_unsubscribe(filter.as_str()).is_ok())
-            .count();
-        for _ in 0..sent {
+        for _ in 0..self.outlet.unsubscribe() {
             if self.unsubscribed.recv_deadline(deadline).is_err() {
                 break;
             }
@@ -109,16 +89,11 @@ impl Link {
     /// as an attempt to connect may take ([`Error::Thread`](crate::base::error::Error::Thread)).
     pub fn stop(self, deadline: Instant) -> Result<()> {
         // An attempt to connect can't be cut short.
-        let deadline = deadline.max(Instant::now() + convert::CONNECT_TIMEOUT) + driver::GOODBYE;
+        let last = deadline.max(Instant::now() + CONNECT_TIMEOUT) + GOODBYE;
         self.trigger.stop();
-        // Wakes the thread if it waits for the connection. If it doesn't take this, it is either
-        // writing or waiting to connect again; it looks at the stop signal after both.
-        while let Err(ClientError::TryRequest(_)) = self.publisher.shared.client.try_disconnect() {
-            if self.thread.is_finished() || Instant::now() >= deadline {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        threads::join_until(self.thread, deadline)
+        // Wakes the thread if it waits for the connection. Otherwise it is either writing or waiting
+        // to connect again, and looks at the stop signal after both.
+        self.outlet.disconnect(deadline);
+        threads::join_until(self.thread, last)
     }
 }

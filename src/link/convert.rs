@@ -21,6 +21,7 @@ const MAX_STRING: usize = 65_535;
 /// What rumqttc connects with: to the broker's name or, where that is given, to one of its addresses.
 pub(super) fn mqtt_options(
     options: &LinkOptions,
+    will: Option<&Message>,
     address: Option<SocketAddr>,
 ) -> Result<MqttOptions> {
     let broker = &options.broker;
@@ -40,7 +41,7 @@ pub(super) fn mqtt_options(
         let seconds = u32::try_from(options.session_expiry.as_secs()).unwrap_or(u32::MAX);
         mqtt.set_session_expiry_interval(Some(seconds));
     }
-    if let Some(will) = &options.will {
+    if let Some(will) = will {
         let qos = to_qos(will.qos);
         let payload = will.payload.clone();
         mqtt.set_last_will(LastWill::new(

@@ -1,13 +1,53 @@
 //! What goes in and out of a link.
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::url::BrokerUrl;
 use crate::base::topic::{Id, TopicFilter};
 use crate::wire::{Message, Qos};
+
+/// Publishes messages, from any thread.
+pub trait Publish: Send + Sync {
+    /// Takes a message for the broker. Never blocks. It is sent on the present connection, before
+    /// `deadline` if there is one, or not at all.
+    ///
+    /// Errors: see [`PublishError`]; then it was not taken.
+    fn publish(&self, message: Message, deadline: Option<Instant>) -> Result<(), PublishError>;
+
+    /// The same, but waits for a place, or for a connection, until `deadline`. Not for the thread
+    /// that events are delivered on.
+    ///
+    /// Errors: as [`Publish::publish`].
+    fn publish_before(&self, message: Message, deadline: Instant) -> Result<(), PublishError>;
+
+    /// Acknowledges a received message, with [`LinkOptions::manual_acknowledgement`]. One that is
+    /// lost with the connection is harmless: the broker sends the message again.
+    fn acknowledge(&self, message: &Message);
+
+    /// What the broker does.
+    fn offer(&self) -> Offer;
+
+    /// Gives this connection up, and tries another one in some seconds. For the thread that events
+    /// are delivered on.
+    fn give_up(&self, reason: String);
+
+    /// Whether there is a connection with all subscriptions.
+    ///
+    /// Errors: there is none, for this reason.
+    fn connected(&self) -> Result<(), String>;
+
+    /// Whether there is a connection that takes messages.
+    ///
+    /// Errors: there is none, for this reason.
+    fn ready(&self) -> Result<(), String>;
+}
+
+/// What other threads publish with.
+pub type Publisher = Arc<dyn Publish>;
 
 /// What a link connects to, and as whom.
 #[derive(Debug, Clone)]
@@ -29,7 +69,7 @@ pub struct LinkOptions {
     /// Send the first message on each topic with QoS 1, until the broker has acknowledged one: what
     /// may not be published, it drops without a word.
     pub proves_topics: bool,
-    /// Acknowledge no message of QoS 1 or 2 before the owner calls [`Publisher::acknowledge`](super::Publisher::acknowledge).
+    /// Acknowledge no message of QoS 1 or 2 before the owner calls [`Publish::acknowledge`].
     pub manual_acknowledgement: bool,
     /// What the broker publishes for this client if its connection just ends.
     pub will: Option<Message>,
@@ -130,6 +170,16 @@ pub enum PublishError {
     },
     /// The broker said at connect that it does not do this.
     NotSupported(&'static str),
+}
+
+impl PublishError {
+    /// Whether it may be otherwise after a while.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            PublishError::NotConnected(_) | PublishError::Busy | PublishError::Stalled(_) => true,
+            PublishError::TooLarge { .. } | PublishError::NotSupported(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for PublishError {

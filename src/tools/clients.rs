@@ -153,7 +153,10 @@ pub fn publish(flags: &cli::ClientB) -> Result<()> {
     let failed = not_delivered.clone();
     let link = Link::start(options, move |publisher, event| {
         let result = match event {
-            LinkEvent::Ready => match message.take().map(|message| publisher.publish(message)) {
+            LinkEvent::Ready => match message
+                .take()
+                .map(|message| publisher.publish(message, None))
+            {
                 Some(Err(error)) => Err(failed(error.to_string())),
                 _ => return,
             },

@@ -78,7 +78,7 @@ impl Peer {
     pub fn publish_patiently(&self, message: Message) {
         let publisher = self.link.as_ref().unwrap().publisher();
         crate::support::wait_until("it is published", || {
-            publisher.publish(message.clone()).is_ok()
+            publisher.publish(message.clone(), None).is_ok()
         });
     }
 
@@ -87,7 +87,7 @@ impl Peer {
             .as_ref()
             .unwrap()
             .publisher()
-            .publish(message)
+            .publish(message, None)
             .unwrap();
     }
 }
