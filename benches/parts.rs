@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher, black_box};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Response};
 use recado::base::topic::Topic;
 use recado::gateway::pending::Pending;
 use recado::http::chunked::Decoder;
@@ -129,7 +129,7 @@ mod json {
 mod http_mode {
     use super::*;
 
-    fn request() -> Request<Bytes> {
+    fn request() -> recado::http::Request {
         parse(BROWSER).unwrap().request
     }
 

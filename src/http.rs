@@ -1,6 +1,7 @@
 //! HTTP without sockets: requests, answers, errors, and how their bytes are read. Pure.
 
 pub mod bad_request;
+pub mod body;
 pub mod chunked;
 pub mod failure;
 pub mod framing;
@@ -8,6 +9,7 @@ pub mod head;
 pub mod problem;
 pub mod types;
 
+pub use body::Body;
 pub use failure::Failure;
 pub use problem::Problem;
 pub use types::{Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone, has_body};

@@ -11,7 +11,7 @@ use super::job::Job;
 use super::settings::{AgentSettings, Allow, ServiceMode};
 use crate::base::error::Result;
 use crate::base::logging::excerpt;
-use crate::http::{Failure, Request, RequestId, Response, X_REQUEST_ID};
+use crate::http::{Body, Failure, Request, RequestId, Response, X_REQUEST_ID};
 use crate::upstream::{Upstream, UpstreamError};
 use crate::wire::JSON;
 use crate::wire::http::read_request;
@@ -73,7 +73,7 @@ impl Executor {
             let flaw = format!("the request is not JSON: {error}");
             return Err(failed(Failure::Unreadable(flaw)));
         }
-        let mut request = Request::new(payload.clone());
+        let mut request = Request::new(payload.clone().into());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.filters[job.service].target.clone().unwrap_or_default();
         request
@@ -83,7 +83,7 @@ impl Executor {
             request.headers_mut().insert(X_REQUEST_ID, id);
         }
         let answer = self.call(job, request, left).map_err(failed)?;
-        let body = add_received(answer.body(), payload)
+        let body = add_received(answer.body().as_bytes(), payload)
             .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
         log::info!(
             "request: {} -> response: {} ({})",
@@ -91,7 +91,7 @@ impl Executor {
             excerpt(&body),
             name(&id)
         );
-        let mut response = Response::new(body);
+        let mut response = Response::new(body.into());
         *response.status_mut() = answer.status();
         Ok(response)
     }
@@ -105,10 +105,11 @@ impl Executor {
     ) -> std::result::Result<Response, (String, Failure)> {
         let unread = |failure| (job.message.topic.clone(), failure);
         self.check_size(&job.message.payload).map_err(unread)?;
-        let mut request = read_request(&job.message).map_err(|bad| {
+        let read = read_request(&job.message).map_err(|bad| {
             let (status, flaw) = (bad.status, bad.to_string());
             unread(Failure::NotExecutable { status, flaw })
         })?;
+        let mut request = read.map(Body::from);
         let id = RequestId::given(request.headers().get(X_REQUEST_ID));
         let asked = format!("{} {} ({})", request.method(), request.uri(), name(&id));
         let failed = |failure| (asked.clone(), failure);

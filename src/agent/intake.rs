@@ -482,7 +482,7 @@ mod tests {
         bench.take(&request(&[("deadline-ms", "1000")]));
         let job = bench.job();
         bench.memory.refuse(Some(PublishError::Busy));
-        let response = crate::http::Response::new(Bytes::from_static(b"large"));
+        let response = crate::http::Response::new("large".into());
         let ended = Ended::Answered(response, Spent::default());
         job.end(&ended, Patience::UntilDeadline);
         bench.memory.refuse(None);

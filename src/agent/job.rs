@@ -63,7 +63,7 @@ impl Job {
             Form::Legacy => legacy_error(&problem.detail, &self.message.payload),
             Form::Json | Form::Http(_) => problem.document(None),
         };
-        let mut response = Response::new(body);
+        let mut response = Response::new(body.into());
         *response.status_mut() = problem.status;
         let _ = self.publish(&response, Some(problem.hop), spent, patience);
     }
@@ -90,7 +90,7 @@ impl Job {
         }
         let message = Message {
             topic: self.reply_to.topic.clone(),
-            payload: response.body().clone(),
+            payload: response.body().to_bytes(),
             qos: self.message.qos.min(Qos::AtLeastOnce),
             properties,
             ..Message::default()

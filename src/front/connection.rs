@@ -119,7 +119,7 @@ impl<'a> Connection<'a> {
                 Err(Stop::Refused(bad)) => return self.refuse(bad),
             };
             let mut request = head.request;
-            *request.body_mut() = body;
+            *request.body_mut() = body.into();
             let method = request.method().clone();
             let version = request.version();
             let response = self.answer(request);
@@ -377,7 +377,7 @@ impl<'a> Connection<'a> {
         self.out.clear();
         write_head(&mut self.out, response, method, version, keep_alive);
         let body = match has_body(response.status()) && *method != Method::HEAD {
-            true => response.body().as_ref(),
+            true => response.body().as_bytes(),
             false => &[],
         };
         let deadline = Instant::now() + self.limits.body_timeout;

@@ -10,7 +10,7 @@ use crate::http::{Response, has_body};
 pub(super) fn last_answer(response: &Response) -> Vec<u8> {
     let mut out = Vec::new();
     write_head(&mut out, response, &Method::GET, Version::HTTP_11, false);
-    out.extend_from_slice(response.body());
+    out.extend_from_slice(response.body().as_bytes());
     out
 }
 

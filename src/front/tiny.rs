@@ -219,7 +219,7 @@ impl ReceiveLoop {
 
     fn dispatch(&self, request: tiny_http::Request, known: &mut HashSet<SocketAddr>) {
         if request.url() == self.check {
-            return send(request, &Response::new(Bytes::new()));
+            return send(request, &Response::default());
         }
         if let Some(peer) = request.remote_addr() {
             if known.len() >= MAX_RINGS {
@@ -315,7 +315,7 @@ fn convert(
     max_body_bytes: usize,
 ) -> std::result::Result<Request, BadRequest> {
     let bad = BadRequest::new;
-    let mut converted = Request::new(Bytes::new());
+    let mut converted = Request::default();
     *converted.method_mut() = Method::from_bytes(request.method().as_str().as_bytes())
         .map_err(|_| bad("the method is not a token"))?;
     *converted.uri_mut() = request
@@ -369,7 +369,7 @@ fn send(request: tiny_http::Request, response: &Response) {
         .collect();
     // It would announce the length of a body that it then, rightly, does not send.
     let body = match has_body(response.status()) {
-        true => response.body().clone(),
+        true => response.body().to_bytes(),
         false => Bytes::new(),
     };
     let length = body.len();

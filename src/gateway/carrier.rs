@@ -118,7 +118,7 @@ impl From<Response> for Answer {
 }
 
 pub(super) fn json_response(body: Bytes) -> Response {
-    let mut response = Response::new(body);
+    let mut response = Response::new(body.into());
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));

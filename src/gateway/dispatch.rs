@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 
@@ -109,7 +108,7 @@ fn one_agent(carrier: &Carrier, id: &str, now: Instant) -> std::result::Result<A
 
 // The method and the body stay the same with this status.
 fn redirect(location: &str) -> Response {
-    let mut response = Response::new(Bytes::new());
+    let mut response = Response::default();
     *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
     if let Ok(location) = HeaderValue::from_str(location) {
         response.headers_mut().insert(header::LOCATION, location);

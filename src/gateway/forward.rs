@@ -10,7 +10,7 @@ use super::carrier::{Answer, Asked, Carrier};
 use super::inbox::{Call, random_correlation};
 use super::onward::{append, ends_here, onward};
 use super::table::Target;
-use crate::http::{Failure, Problem, Request};
+use crate::http::{Body, Failure, Problem, Request};
 use crate::wire::deadline::request_properties;
 use crate::wire::http::{read_reply, write_request};
 use crate::wire::reply::error;
@@ -70,7 +70,7 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         &carrier.presence,
         Call {
             topic,
-            payload: onward.into_body(),
+            payload: onward.body().to_bytes(),
             properties,
             qos: route.qos,
             open: false,
@@ -87,7 +87,10 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         return Err(Failure::Told(told));
     }
     append(response.headers_mut(), header::VIA, "1.1 recado");
-    Ok(Answer { response, timing })
+    Ok(Answer {
+        response: response.map(Body::from),
+        timing,
+    })
 }
 
 /// How long this caller waits: the route's time, or less if it asks for less (RFC 7240,

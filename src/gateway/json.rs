@@ -76,8 +76,8 @@ fn payload(request: &Request) -> std::result::Result<Bytes, Failure> {
     if request.body().is_empty() {
         return Ok(ask(&word(request.uri().query().unwrap_or_default())));
     }
-    match serde_json::from_slice::<&RawValue>(request.body()) {
-        Ok(_) => Ok(request.body().clone()),
+    match serde_json::from_slice::<&RawValue>(request.body().as_bytes()) {
+        Ok(_) => Ok(request.body().to_bytes()),
         Err(error) => Err(Failure::BodyNotJson(error.to_string())),
     }
 }

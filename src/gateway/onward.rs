@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 
@@ -67,7 +66,7 @@ pub(super) fn ends_here(request: &Request, methods: &[Method]) -> Option<Respons
     if max_forwards(request)? > 0 {
         return None;
     }
-    let mut response = Response::new(Bytes::new());
+    let mut response = Response::default();
     let (name, value) = match *request.method() {
         Method::TRACE => {
             *response.body_mut() = as_it_came(request).into();
@@ -232,7 +231,7 @@ mod tests {
         assert_eq!(allowed.headers()["allow"], "GET");
         let traced = ends_here(&request("TRACE", "0"), &[]).unwrap();
         assert_eq!(traced.headers()["content-type"], "message/http");
-        let text = std::str::from_utf8(traced.body()).unwrap();
+        let text = std::str::from_utf8(traced.body().as_bytes()).unwrap();
         assert!(text.starts_with("TRACE /a?b HTTP/1.1\r\n"), "{text}");
         assert!(
             text.contains("x: y\r\n") && !text.contains("secret"),

@@ -338,7 +338,8 @@ mod tests {
             let text = format!("{failure:?}");
             let problem = Problem::from(failure);
             let response = problem.response(&RequestId::random());
-            let document: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            let document: serde_json::Value =
+                serde_json::from_slice(response.body().as_bytes()).unwrap();
             let member = |name: &str| document[name].as_str().unwrap();
             let status = response.status();
             let found = [status.as_str(), member("hop"), member("outcome")];

@@ -4,7 +4,6 @@
 //! guesses differently from the proxy in front of it can be made to see requests that nobody
 //! sent. httparse splits the lines; what it is lenient about is refused here, before or after.
 
-use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 
@@ -95,7 +94,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, BadRequest> {
     let expects_continue = expectation(&headers, version)?;
     let keep_alive = wants_keep_alive(&headers, version);
 
-    let mut request = Request::new(Bytes::new());
+    let mut request = Request::default();
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.version_mut() = version;

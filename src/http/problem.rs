@@ -92,7 +92,7 @@ impl Problem {
 
     /// The answer to the HTTP client.
     pub fn response(&self, request_id: &RequestId) -> Response {
-        let mut response = Response::new(self.document(Some(request_id)));
+        let mut response = Response::new(self.document(Some(request_id)).into());
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
@@ -145,7 +145,7 @@ mod tests {
             "application/problem+json"
         );
         assert_eq!(response.headers()["x-request-id"], id.as_str());
-        let document: Value = serde_json::from_slice(response.body()).unwrap();
+        let document: Value = serde_json::from_slice(response.body().as_bytes()).unwrap();
         assert_eq!(
             document,
             json!({

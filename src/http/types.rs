@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-/// A request with its whole body.
-pub type Request = http::Request<Bytes>;
+use super::body::Body;
 
-/// An answer with its whole body.
-pub type Response = http::Response<Bytes>;
+/// A request.
+pub type Request = http::Request<Body>;
+
+/// An answer.
+pub type Response = http::Response<Body>;
 
 /// The status of an answer that nobody will read, since its client has gone: the log shows it, and the
 /// connection is closed without a word. Others use this number too, for the same.

@@ -66,6 +66,10 @@ impl Driver {
                 End::Stopped => return,
                 End::GivenUp(reason) => {
                     self.wiring.outlet.close(&reason);
+                    // At once: the broker would go on sending, and nobody reads it.
+                    let eventloop = &mut self.wiring.connection.eventloop;
+                    eventloop.clean();
+                    eventloop.state.events.clear();
                     log::error!("{reason}; trying again in {} s", LAST_DELAY.as_secs());
                     self.wiring.tell(LinkEvent::Down(reason));
                     LAST_DELAY

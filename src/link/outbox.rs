@@ -150,7 +150,9 @@ impl Outbox {
     /// The next message for rumqttc, if that may have one more.
     pub fn next(&mut self, now: Instant) -> Option<Message> {
         loop {
-            let has_place = self.sent.len() + self.written.len() < self.limits.inflight;
+            // One less than rumqttc takes: at that number it takes nothing any more, nor QoS 0.
+            let places = self.limits.inflight.saturating_sub(1).max(1);
+            let has_place = self.sent.len() + self.written.len() < places;
             let number = |lane: &VecDeque<Waiting>| lane.front().map(|first| first.number);
             let lane = match (number(&self.waiting[0]), number(&self.waiting[1])) {
                 (plain, Some(other)) if has_place && plain.is_none_or(|it| other < it) => 1,
@@ -243,7 +245,7 @@ mod tests {
         is_brokers: false,
         max_qos: Qos::ExactlyOnce,
         retain: true,
-        inflight: 2,
+        inflight: 3,
     };
     const ONCE: Qos = Qos::AtLeastOnce;
     const PLAIN: Qos = Qos::AtMostOnce;

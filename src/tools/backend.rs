@@ -78,7 +78,7 @@ fn handle(request: &Request, stop: &StopSignal) -> Response {
 fn ping(request: &Request) -> Response {
     let asked = match *request.method() {
         Method::GET | Method::HEAD => Ok(query(request, "ask")),
-        Method::POST => asked_in_body(request.body()),
+        Method::POST => asked_in_body(request.body().as_bytes()),
         _ => {
             let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, &message("use GET or POST"));
             let allowed = HeaderValue::from_static("GET, HEAD, POST");
@@ -122,7 +122,7 @@ fn echo(request: &Request) -> Response {
         "method": request.method().as_str(),
         "target": request.uri().to_string(),
         "headers": headers,
-        "body": String::from_utf8_lossy(request.body()),
+        "body": String::from_utf8_lossy(request.body().as_bytes()),
     });
     answer(StatusCode::OK, &echoed.to_string())
 }
@@ -174,17 +174,16 @@ fn answer(status: StatusCode, body: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
 
     use super::*;
 
     fn ask(method: Method, target: &str, body: &'static str) -> (u16, String) {
-        let mut request = Request::new(Bytes::from(body));
+        let mut request = Request::new(body.into());
         *request.method_mut() = method;
         *request.uri_mut() = target.parse().unwrap();
         let (_trigger, stop) = threads::stop_signal();
         let response = handle(&request, &stop);
-        let body = String::from_utf8(response.body().to_vec()).unwrap();
+        let body = String::from_utf8(response.body().as_bytes().to_vec()).unwrap();
         (response.status().as_u16(), body)
     }
 

@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use ureq::AsSendBody;
 use ureq::config::Config;
@@ -166,7 +165,7 @@ impl Upstream {
                 ureq::Error::Timeout(_) => UpstreamError::Unfinished(parts.status),
                 other => UpstreamError::Broken(chain(&other)),
             })?;
-        Ok(Response::from_parts(parts, Bytes::from(body)))
+        Ok(Response::from_parts(parts, body.into()))
     }
 
     fn send(
@@ -190,7 +189,7 @@ impl Upstream {
         let says_length = [Method::POST, Method::PUT, Method::PATCH];
         let mut answer = match body.is_empty() && !says_length.contains(request.method()) {
             true => run(&client.agent, head, timeout),
-            false => run(&client.agent, head.map(|()| body.as_ref()), timeout),
+            false => run(&client.agent, head.map(|()| body.as_bytes()), timeout),
         }?;
         // ureq has seen no more of it than it needs.
         if let Some(head) = lock(&client.exchange.head).take() {

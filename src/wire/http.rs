@@ -50,7 +50,7 @@ impl fmt::Display for NotExecutable {
 
 /// Adds what a request is to the properties of its message. `target` is the path and query that
 /// the upstream is asked for.
-pub fn write_request(request: &Request<Bytes>, target: &PathAndQuery, properties: &mut Properties) {
+pub fn write_request<B>(request: &Request<B>, target: &PathAndQuery, properties: &mut Properties) {
     let user = &mut properties.user;
     user.push((VERSION.to_owned(), VERSION_1.to_owned()));
     user.push((METHOD.to_owned(), request.method().as_str().to_owned()));
@@ -99,7 +99,7 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> 
 
 /// The properties of a reply: status, headers, and where the agent itself reports an error, its
 /// hop. The answer to a HEAD request says how long the body would have been.
-pub fn write_reply(response: &Response<Bytes>, error: Option<Hop>, method: &Method) -> Properties {
+pub fn write_reply<B>(response: &Response<B>, error: Option<Hop>, method: &Method) -> Properties {
     let mut properties = Properties::default();
     let user = &mut properties.user;
     user.push((VERSION.to_owned(), VERSION_1.to_owned()));

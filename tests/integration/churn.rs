@@ -174,7 +174,7 @@ impl Scene {
 
 fn counting_upstream(counters: Arc<Counters>, begun: Instant) -> Box<dyn Front> {
     let handler = move |request: Request, _: &Client<'_>| {
-        let body = String::from_utf8(request.body().to_vec()).unwrap();
+        let body = String::from_utf8(request.body().as_bytes().to_vec()).unwrap();
         let (_, sent) = body.split_once(' ').unwrap();
         let sent = Duration::from_micros(sent.parse().unwrap());
         let age = begun.elapsed() - sent;

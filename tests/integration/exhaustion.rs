@@ -6,7 +6,6 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use recado::front::HttpLimits;
 use recado::front::{Client, Front, guarded};
 use recado::http::{Request, Response};
@@ -42,7 +41,7 @@ fn a_wave_of_clients_and_a_slow_upstream() {
     let broker = TestBroker::start(Kind::Embedded);
     let slow = |_: Request, _: &Client<'_>| {
         std::thread::sleep(Duration::from_millis(400));
-        Response::new(Bytes::new())
+        Response::default()
     };
     let listener = TcpListener::bind(local(0)).unwrap();
     let upstream = guarded::start(listener, HttpLimits::default(), slow).unwrap();

@@ -370,9 +370,10 @@ fn a_broker_of_mqtt_3_1_1_is_named_as_such() {
 fn a_broker_that_never_acknowledges_the_subscriptions_is_left() {
     let listener = TcpListener::bind(local(0)).unwrap();
     let port = listener.local_addr().unwrap().port();
+    let (on_closed, closed) = crossbeam_channel::unbounded();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
+            let (mut stream, on_closed) = (stream.unwrap(), on_closed.clone());
             std::thread::spawn(move || {
                 let mut packet = [0; 1024];
                 let _ = stream.read(&mut packet);
@@ -383,12 +384,15 @@ fn a_broker_that_never_acknowledges_the_subscriptions_is_left() {
                         let _ = stream.write_all(&[0xd0, 0]);
                     }
                 }
+                let _ = on_closed.send(());
             });
         }
     });
     let url = format!("mqtt://127.0.0.1:{port}");
     let agent = Process::own("agent", &["--broker", &url]);
     agent.wait_for_output("does not acknowledge the subscriptions");
+    // Well before the next attempt: it would get its share of what others are asked, and not read it.
+    closed.recv_timeout(Duration::from_secs(3)).unwrap();
 }
 
 #[test]

@@ -1,7 +1,6 @@
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::{Method, StatusCode};
 use recado::front::HttpLimits;
 use recado::front::{Client, Front, guarded, tiny};
@@ -20,7 +19,7 @@ fn describe(request: Request, _: &Client<'_>) -> Response {
         request.uri(),
         request.body().len()
     );
-    let mut response = Response::new(Bytes::from(text));
+    let mut response = Response::new(text.into());
     if request.uri().path() == "/empty" {
         *response.status_mut() = StatusCode::NO_CONTENT;
     }

@@ -26,7 +26,7 @@ on_each_broker!(
 /// A service with everything that HTTP has: whatever is asked of it is in its answer.
 pub fn answer(request: Request, _: &Client<'_>) -> Response {
     let path = request.uri().path().to_owned();
-    let mut response = Response::new(Bytes::new());
+    let mut response = Response::default();
     let headers = response.headers_mut();
     let mut add = |name: &'static str, value: &[u8]| {
         let value = HeaderValue::from_bytes(value).unwrap();
@@ -43,7 +43,7 @@ pub fn answer(request: Request, _: &Client<'_>) -> Response {
             add("content-encoding", b"gzip");
             add("vary", b"Accept-Encoding");
             // Not to be looked into by anybody on the way.
-            *response.body_mut() = Bytes::from_static(b"\x1f\x8b\x08\0not really gzip");
+            *response.body_mut() = Bytes::from_static(b"\x1f\x8b\x08\0not really gzip").into();
         }
         "/cookies" => {
             add("set-cookie", b"a=1; Path=/; HttpOnly");
@@ -61,14 +61,14 @@ pub fn answer(request: Request, _: &Client<'_>) -> Response {
         "/empty" => {}
         status if status.starts_with("/status/") => {
             *response.status_mut() = status["/status/".len()..].parse().unwrap();
-            *response.body_mut() = Bytes::from_static(b"a body");
+            *response.body_mut() = Bytes::from_static(b"a body").into();
         }
         _ => {
             let mut text = format!("{} {}\n", request.method(), request.uri());
             for (name, value) in request.headers() {
                 text.push_str(&format!("{name}: {value:?}\n"));
             }
-            text.push_str(&format!("{:?}", request.body()));
+            text.push_str(&format!("{:?}", request.body().to_bytes()));
             *response.body_mut() = text.into();
         }
     }
