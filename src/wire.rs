@@ -6,6 +6,7 @@ pub mod json;
 pub mod message;
 pub mod presence;
 pub mod reply;
+pub mod stream;
 
 pub use message::{Correlation, Message, Properties, Qos, packet_limit};
 pub use reply::{Hop, JSON, PROBLEM_JSON};

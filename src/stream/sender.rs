@@ -1,0 +1,200 @@
+//! The half that sends.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::wire::stream::Piece;
+
+/// How many pieces are kept at the most: many small ones take more memory than their bytes.
+const MAX_PIECES: usize = 1024;
+/// How long without progress before everything unconfirmed is sent again; doubled each time, up to the
+/// other.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MAX_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the receiver's complaint about a gap is taken for the same one.
+const SAME_GAP: Duration = Duration::from_millis(40);
+
+/// What is sent and not confirmed, and what may be sent.
+#[derive(Debug)]
+pub struct Sender {
+    piece_bytes: usize,
+    // Each piece with its offset. The first one begins at what is confirmed, or before.
+    kept: VecDeque<(u64, Bytes)>,
+    // How many of these are sent.
+    sent: usize,
+    // Where the next byte of the source stands.
+    length: u64,
+    is_finished: bool,
+    is_end_sent: bool,
+    is_done: bool,
+    // The receiver is to say once more what it takes.
+    is_asking: bool,
+    // The receiver has everything before this, and takes everything before that.
+    got: u64,
+    limit: u64,
+    patience: Duration,
+    progress: Instant,
+    went_back: Option<Instant>,
+}
+
+impl Sender {
+    /// For a receiver that takes `window` bytes for now. A piece has `piece_bytes` at the most.
+    pub fn new(window: u64, piece_bytes: usize, now: Instant) -> Sender {
+        Sender {
+            piece_bytes: piece_bytes.max(1),
+            kept: VecDeque::new(),
+            sent: 0,
+            length: 0,
+            is_finished: false,
+            is_end_sent: false,
+            is_done: false,
+            is_asking: false,
+            got: 0,
+            limit: window,
+            patience: PATIENCE,
+            progress: now,
+            went_back: None,
+        }
+    }
+
+    /// How many bytes of the source there is room for now.
+    pub fn room(&self) -> usize {
+        if self.is_finished || self.kept.len() >= MAX_PIECES {
+            return 0;
+        }
+        let room = self.limit.saturating_sub(self.length);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// Takes bytes of the source, no more than there is [room](Sender::room) for.
+    pub fn push(&mut self, mut bytes: Bytes) {
+        debug_assert!(bytes.len() as u64 <= self.limit.saturating_sub(self.length));
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(self.piece_bytes));
+            let length = piece.len() as u64;
+            self.kept.push_back((self.length, piece));
+            self.length += length;
+        }
+    }
+
+    /// The source is at its end.
+    pub fn finish(&mut self) {
+        self.is_finished = true;
+    }
+
+    /// The next message to send now.
+    pub fn next(&mut self, now: Instant) -> Option<Piece> {
+        if self.is_done {
+            return None;
+        }
+        if self.has_nothing_sent() && !self.kept.is_empty() {
+            // The wait for the receiver begins with the first message, not before.
+            self.progress = now;
+        }
+        if let Some((offset, bytes)) = self.kept.get(self.sent) {
+            self.sent += 1;
+            return Some(Piece::Data {
+                offset: *offset,
+                bytes: bytes.clone(),
+            });
+        }
+        if std::mem::take(&mut self.is_asking) {
+            return Some(Piece::Data {
+                offset: self.length,
+                bytes: Bytes::new(),
+            });
+        }
+        let is_over = self.is_finished && !self.is_end_sent;
+        self.is_end_sent |= is_over;
+        is_over.then_some(Piece::End {
+            length: self.length,
+        })
+    }
+
+    fn has_nothing_sent(&self) -> bool {
+        self.sent == 0 && !self.is_end_sent
+    }
+
+    /// Takes a credit.
+    pub fn credit(&mut self, got: u64, window: u64, now: Instant) {
+        if self.is_done || got < self.got || got > self.length {
+            // From before, or of something that was never sent.
+            return;
+        }
+        let limit = got.saturating_add(window);
+        let (has_moved, has_grown) = (got > self.got, limit > self.limit);
+        self.limit = self.limit.max(limit);
+        if has_moved {
+            self.got = got;
+            while let Some((offset, bytes)) = self.kept.front()
+                && offset + bytes.len() as u64 <= got
+            {
+                self.kept.pop_front();
+                self.sent = self.sent.saturating_sub(1);
+            }
+        }
+        if has_moved || has_grown {
+            self.patience = PATIENCE;
+            self.progress = now;
+            self.went_back = None;
+        } else if self.went_back.is_none_or(|since| now >= since + SAME_GAP) {
+            // It says once more what it has: something is missing.
+            self.go_back(now);
+        }
+    }
+
+    /// The receiver has everything, and the end.
+    pub fn ended(&mut self, length: u64) {
+        self.is_done |= self.is_finished && length == self.length;
+        if self.is_done {
+            self.kept.clear();
+        }
+    }
+
+    /// Sends everything again that is not confirmed: either side has a new connection.
+    pub fn reconnected(&mut self, now: Instant) {
+        self.patience = PATIENCE;
+        self.go_back(now);
+    }
+
+    fn go_back(&mut self, now: Instant) {
+        self.sent = 0;
+        self.is_end_sent = false;
+        self.went_back = Some(now);
+        self.progress = now;
+    }
+
+    /// When to call [`tick`](Sender::tick), if nothing comes before.
+    pub fn due(&self) -> Option<Instant> {
+        let is_shut = !self.is_finished && self.limit <= self.length;
+        let waits = !self.is_done && (!self.has_nothing_sent() || is_shut);
+        waits.then(|| self.progress + self.patience)
+    }
+
+    /// Goes back if there was no progress for too long; where nothing is unconfirmed, the credit that
+    /// would let it go on may be lost, so it asks for it.
+    pub fn tick(&mut self, now: Instant) {
+        if self.due().is_some_and(|due| now >= due) {
+            self.patience = (self.patience * 2).min(MAX_PATIENCE);
+            self.is_asking = self.kept.is_empty();
+            self.go_back(now);
+        }
+    }
+
+    /// Asks for a word of the receiver, to see whether it is there.
+    pub fn ask(&mut self) {
+        self.is_asking = true;
+    }
+
+    /// Whether the receiver has all of it, and the end.
+    pub fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    /// How many bytes it keeps.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept.iter().map(|(_, bytes)| bytes.len()).sum()
+    }
+}
