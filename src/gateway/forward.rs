@@ -7,11 +7,9 @@ use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 
 use super::carrier::{Answer, Asked, Carrier};
-use super::inbox::{Call, random_correlation};
 use super::onward::{append, ends_here, onward};
 use super::table::Target;
 use crate::http::{Body, Failure, Problem, Request};
-use crate::wire::deadline::request_properties;
 use crate::wire::http::{read_reply, write_request};
 use crate::wire::reply::error;
 
@@ -52,33 +50,20 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     let target = carrier.router.target(number, request);
     let target: PathAndQuery = target.parse().map_err(|_| Failure::BadTarget(target))?;
     let timeout = timeout(request, route.timeout);
-    let correlation = random_correlation()?;
-    let time_left = timeout.saturating_sub(begun.elapsed());
-    let sent = carrier.inboxes.sent_now();
-    let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
-    properties.content_type = None;
+    let mut call = carrier.inboxes.prepare(inbox, topic, begun, timeout)?;
+    call.properties.content_type = None;
     let trusted = carrier.access.trusts(client.peer);
     let onward = onward(request, client.peer, trusted, caller, id);
-    write_request(&onward, &target, &mut properties);
+    write_request(&onward, &target, &mut call.properties);
     log::debug!(
-        "request {id}: {} {target} to {topic} as {correlation:?}",
-        request.method()
+        "request {id}: {} {target} to {} as {:?}",
+        request.method(),
+        call.topic,
+        call.correlation
     );
-    let (reply, timing) = inbox.call(
-        &carrier.publisher,
-        client,
-        &carrier.presence,
-        Call {
-            topic,
-            payload: onward.body().to_bytes(),
-            properties,
-            qos: route.qos,
-            open: false,
-            correlation,
-            deadline: begun + timeout,
-            timeout,
-        },
-    )?;
+    call.payload = onward.body().to_bytes();
+    call.qos = route.qos;
+    let (reply, timing) = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
     let mut response =
         read_reply(&reply, request.method()).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     let error = error(&reply.properties).map_err(|bad| Failure::BadReply(bad.to_string()))?;

@@ -18,7 +18,7 @@ use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::front::Client;
 use crate::http::Failure;
 use crate::link::{Acknowledgement, Delivery, PublishError, Publisher, Subscription};
-use crate::wire::deadline::Sent;
+use crate::wire::deadline::{Sent, request_properties};
 use crate::wire::json::received;
 use crate::wire::reply::{ERROR, timing};
 use crate::wire::{Correlation, Message, Properties, Qos, presence};
@@ -124,11 +124,34 @@ impl Inboxes {
     }
 
     /// When a request is sent, for those who read it later.
-    pub fn sent_now(&self) -> Sent<'_> {
+    fn sent_now(&self) -> Sent<'_> {
         Sent {
             instance: &self.instance,
             millis: Moment::now().millis(),
         }
+    }
+
+    /// A call that is to be answered within `timeout` after `begun`, without what it carries.
+    pub fn prepare(
+        &self,
+        inbox: &Inbox,
+        topic: Topic,
+        begun: Instant,
+        timeout: Duration,
+    ) -> std::result::Result<Call, Failure> {
+        let correlation = random_correlation()?;
+        let time_left = timeout.saturating_sub(begun.elapsed());
+        let sent = self.sent_now();
+        Ok(Call {
+            topic,
+            payload: Bytes::new(),
+            properties: request_properties(inbox.topic(), correlation, time_left, sent),
+            qos: Qos::AtMostOnce,
+            open: false,
+            correlation,
+            deadline: begun + timeout,
+            timeout,
+        })
     }
 
     /// Asks the broker what a new connection must know.
@@ -325,7 +348,7 @@ impl Inbox {
 
 /// Errors: the system gives no random numbers. A correlation that could be guessed would be worse
 /// than no answer.
-pub(super) fn random_correlation() -> std::result::Result<Correlation, Failure> {
+fn random_correlation() -> std::result::Result<Correlation, Failure> {
     let mut bytes = [0; 16];
     match getrandom::fill(&mut bytes) {
         Ok(()) => Ok(Correlation(bytes)),

@@ -5,10 +5,8 @@ use serde_json::value::RawValue;
 
 use super::carrier::{Answer, Asked, Carrier, json_response};
 use super::forward;
-use super::inbox::{Call, random_correlation};
 use super::table::Target;
 use crate::http::{Failure, Problem, Request};
-use crate::wire::deadline::request_properties;
 use crate::wire::json::{REQUEST_ID, ask, read_json_reply, wrap_response};
 
 /// Asks the body, or the word of the query, and answers with the reply.
@@ -38,29 +36,15 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     }
     let timeout = forward::timeout(request, route.timeout);
     let payload = payload(request)?;
-    let correlation = random_correlation()?;
-    let time_left = timeout.saturating_sub(begun.elapsed());
-    log::debug!("request {id}: asked as {correlation:?}");
-    let sent = carrier.inboxes.sent_now();
-    let mut properties = request_properties(inbox.topic(), correlation, time_left, sent);
+    let mut call = carrier.inboxes.prepare(inbox, topic, begun, timeout)?;
+    log::debug!("request {id}: asked as {:?}", call.correlation);
     let named = (REQUEST_ID.to_owned(), id.to_string());
-    properties.user.push(named);
-    let (reply, timing) = inbox.call(
-        &carrier.publisher,
-        client,
-        &carrier.presence,
-        Call {
-            topic,
-            // Equal requests to different topics are not equal.
-            open: route.request_topic.parameters().count() == 0,
-            payload,
-            properties,
-            qos: route.qos,
-            correlation,
-            deadline: begun + timeout,
-            timeout,
-        },
-    )?;
+    call.properties.user.push(named);
+    call.payload = payload;
+    call.qos = route.qos;
+    // Equal requests to different topics are not equal.
+    call.open = route.request_topic.parameters().count() == 0;
+    let (reply, timing) = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
     let reply = read_json_reply(&reply).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     if let Some(hop) = reply.error {
         let told = Problem::from_agent(reply.status, hop, &reply.body);
