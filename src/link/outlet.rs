@@ -298,3 +298,110 @@ impl Publish for Outlet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::v5::{EventLoop, MqttOptions};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+    const LIMITS: BrokerLimits = BrokerLimits {
+        max_packet_bytes: 1000,
+        is_brokers: false,
+        max_qos: Qos::ExactlyOnce,
+        retain: true,
+        inflight: 2,
+    };
+
+    /// An outlet with an attempt to connect whose other end nobody sees to.
+    fn outlet() -> (Outlet, EventLoop) {
+        let outlet = Outlet::new(LinkOptions {
+            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            client_id: "test".into(),
+            session_expiry: Duration::ZERO,
+            keep_alive: LONG,
+            max_packet_bytes: 1000,
+            queue: 2,
+            queue_bytes: 100_000,
+            proves_topics: false,
+            manual_acknowledgement: false,
+            will: None,
+            subscriptions: Vec::new(),
+        });
+        let options = MqttOptions::new("test", "localhost", 1);
+        let (client, eventloop) = AsyncClient::new(options, 100);
+        outlet.begin(client);
+        (outlet, eventloop)
+    }
+
+    fn message(qos: Qos) -> Message {
+        Message {
+            topic: "t".into(),
+            qos,
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn who_may_wait_waits_for_a_connection_and_for_a_place() {
+        let (outlet, _eventloop) = outlet();
+        let publish = |qos| outlet.publish(message(qos), None);
+        let waits = |time| outlet.publish_before(message(Qos::AtMostOnce), Instant::now() + time);
+        let closed = Err(PublishError::NotConnected("not yet connected".into()));
+        assert_eq!(publish(Qos::AtMostOnce), closed);
+        assert_eq!(waits(Duration::ZERO), closed);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| waits(LONG));
+            outlet.open(LIMITS, Vec::new());
+            assert_eq!(waiting.join().unwrap(), Ok(()));
+            assert_eq!(publish(Qos::AtMostOnce), Ok(()));
+            assert_eq!(publish(Qos::AtMostOnce), Err(PublishError::Busy));
+            let waiting = scope.spawn(|| waits(LONG));
+            outlet.written(0);
+            assert_eq!(waiting.join().unwrap(), Ok(()));
+            let waiting = scope.spawn(|| waits(LONG));
+            outlet.close("gone");
+            outlet.open(LIMITS, Vec::new());
+            assert_eq!(waiting.join().unwrap(), Ok(()), "nothing is left of before");
+        });
+        let too_large = Message {
+            payload: vec![0; 2000].into(),
+            ..message(Qos::AtMostOnce)
+        };
+        let refused = outlet.publish_before(too_large, Instant::now() + LONG);
+        assert!(matches!(refused, Err(PublishError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn a_disconnect_waits_for_what_has_no_place_yet() {
+        let (outlet, _eventloop) = outlet();
+        outlet.open(LIMITS, Vec::new());
+        for _ in 0..2 {
+            outlet.publish(message(Qos::AtLeastOnce), None).unwrap();
+        }
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| outlet.disconnect(Instant::now() + LONG));
+            outlet.written(1);
+            assert!(!waiting.is_finished(), "the second one waits for its place");
+            assert_eq!(outlet.acknowledged(1, true).unwrap().topic, "t");
+            waiting.join().unwrap();
+        });
+        outlet.close("gone");
+        assert!(
+            outlet.acknowledged(2, true).is_none(),
+            "of another connection"
+        );
+        outlet.disconnect(Instant::now() + LONG);
+    }
+
+    #[test]
+    fn who_is_quiet_subscribes_to_nothing_any_more() {
+        let (outlet, _eventloop) = outlet();
+        outlet.open(LIMITS, vec!["a".into(), "b".into()]);
+        assert!(!outlet.is_quiet());
+        assert_eq!(outlet.unsubscribe(), 2);
+        assert!(outlet.is_quiet());
+        assert_eq!(outlet.unsubscribe(), 0);
+    }
+}
