@@ -209,7 +209,7 @@ impl Inboxes {
         }
         match self.probe.is_back(&message) {
             None => {}
-            Some(true) => return known.complete(),
+            Some(true) => return known.complete(Instant::now()),
             Some(false) => return,
         }
         self.log(&message);

@@ -3,7 +3,7 @@
 //! Each keeps a retained message on `recado/agents/<id>/presence` while it is connected; the
 //! broker removes it when the agent is gone (its will) and the agent when it stops.
 
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::table::{Table, Target};
@@ -17,10 +17,15 @@ const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
 /// How long an agent that has left may go on answering.
 const LEAVING: Duration = Duration::from_secs(4);
 
+/// How long after everything seems to be said what is missing is still waited for: nothing obliges a
+/// broker to send retained messages before others, and rmqtt sends them from a task of their own.
+const STRAGGLERS: Duration = Duration::from_secs(1);
+
 /// Who is there, as far as the broker has said.
 #[derive(Default)]
 pub(super) struct Presence {
     table: Mutex<Table>,
+    changed: Condvar,
 }
 
 impl Presence {
@@ -42,6 +47,7 @@ impl Presence {
             Some(announcement) => table.remember(id, announcement, now),
             None => table.left(id, now),
         }
+        self.changed.notify_all();
         true
     }
 
@@ -51,32 +57,48 @@ impl Presence {
     }
 
     /// The broker has said all that it knows.
-    pub fn complete(&self) {
-        lock(&self.table).complete = true;
+    pub fn complete(&self, now: Instant) {
+        lock(&self.table).complete = Some(now);
     }
 
     /// The connection is lost, and with it all knowledge.
     pub fn forget(&self) {
         *lock(&self.table) = Table::default();
+        self.changed.notify_all();
     }
 
     /// Whether the broker has said all that it knows.
     pub fn is_complete(&self) -> bool {
-        lock(&self.table).complete
+        lock(&self.table).complete.is_some()
+    }
+
+    // The table, once what is sought is there or need not be waited for any longer. Blocks only in the
+    // first second of a connection.
+    fn search(&self, now: Instant, is_there: impl Fn(&Table) -> bool) -> MutexGuard<'_, Table> {
+        let mut table = lock(&self.table);
+        table.end_the_silent(now);
+        let since = table.complete.filter(|_| !table.forgetful);
+        let left = since.map_or(Duration::ZERO, |since| {
+            (since + STRAGGLERS).saturating_duration_since(now)
+        });
+        if left.is_zero() || is_there(&table) {
+            return table;
+        }
+        let is_missing = |table: &mut Table| table.complete.is_some() && !is_there(table);
+        let waited = self.changed.wait_timeout_while(table, left, is_missing);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Everybody who is there.
     pub fn agents(&self, now: Instant) -> Vec<Announcement> {
-        let mut table = lock(&self.table);
-        table.end_the_silent(now);
+        let table = self.search(now, |_| false);
         let all = table.agents.values().flatten();
         all.map(|known| known.announcement.clone()).collect()
     }
 
     /// One agent, if it is there.
     pub fn agent(&self, id: &str, now: Instant) -> Option<Announcement> {
-        let mut table = lock(&self.table);
-        table.end_the_silent(now);
+        let table = self.search(now, |table| table.agents.contains_key(id));
         let first = table.agents.get(id)?.first()?;
         Some(first.announcement.clone())
     }
@@ -84,9 +106,8 @@ impl Presence {
     /// Whether a request on this topic, in HTTP mode, finds anybody: there every agent announces
     /// itself, so who isn't known isn't there. It is answered on `inbox`.
     pub fn http_target(&self, topic: &Topic, inbox: &Topic, now: Instant) -> Target {
-        let mut table = lock(&self.table);
-        table.end_the_silent(now);
-        match (table.serves(topic, inbox), table.complete) {
+        let table = self.search(now, |table| table.serves(topic, inbox).is_some());
+        match (table.serves(topic, inbox), table.complete.is_some()) {
             (Some(found), _) => found,
             (None, true) if table.forgetful => Target::There,
             (None, true) => Target::Absent,
@@ -152,6 +173,10 @@ mod tests {
         .unwrap()
     }
 
+    fn long_ago() -> Instant {
+        Instant::now().checked_sub(STRAGGLERS).unwrap()
+    }
+
     fn inbox() -> Topic {
         topic("recado/gateways/g/response")
     }
@@ -169,7 +194,7 @@ mod tests {
             presence.http_target(&requests, &inbox(), now),
             Target::NotKnownYet
         );
-        presence.complete();
+        presence.complete(long_ago());
         assert_eq!(
             presence.http_target(&requests, &inbox(), now),
             Target::Absent
@@ -195,10 +220,38 @@ mod tests {
             Target::NotKnownYet
         );
         presence.connected(false);
-        presence.complete();
+        presence.complete(long_ago());
         assert_eq!(
             presence.http_target(&requests, &inbox(), now),
             Target::There
+        );
+    }
+
+    #[test]
+    fn who_is_announced_last_is_waited_for_at_the_beginning() {
+        let presence = Presence::default();
+        let now = Instant::now();
+        let requests = topic("recado/agents/demo/request");
+        // It could be waited for much longer than any test takes.
+        presence.complete(now + Duration::from_secs(3600));
+        std::thread::scope(|scope| {
+            let asks = || presence.http_target(&requests, &inbox(), now);
+            let asked = [scope.spawn(asks), scope.spawn(asks)];
+            for (id, topics) in [("other", "x"), ("demo", requests.as_str())] {
+                let at = format!("recado/agents/{id}/presence");
+                presence.update(&at, &announcement(id, &[topics]), now);
+            }
+            for target in asked {
+                assert_eq!(target.join().unwrap(), Target::There);
+            }
+            let unknown = scope.spawn(|| presence.agent("unknown", now));
+            presence.forget();
+            assert_eq!(unknown.join().unwrap(), None);
+        });
+        presence.complete(now - STRAGGLERS + Duration::from_millis(5));
+        assert_eq!(
+            presence.http_target(&requests, &inbox(), now),
+            Target::Absent
         );
     }
 
@@ -217,7 +270,7 @@ mod tests {
     #[test]
     fn old_peers_have_the_benefit_of_the_doubt() {
         let presence = Presence::default();
-        presence.complete();
+        presence.complete(long_ago());
         let now = Instant::now();
         let at = "recado/agents/demo/presence";
         let ping = topic("api/ping/request");
@@ -254,7 +307,7 @@ mod tests {
     #[test]
     fn who_is_silent_for_too_long_is_gone() {
         let presence = Presence::default();
-        presence.complete();
+        presence.complete(long_ago());
         let begun = Instant::now();
         let requests = topic("recado/agents/demo/request");
         let at = "recado/agents/demo/presence";

@@ -1,9 +1,10 @@
 //! What a gateway asks the broker at connect, by messages to itself and to nobody.
 //!
 //! The message to itself goes out behind the subscription to the presences: when it comes back,
-//! all retained ones are here. The acknowledgements of both tell whether the broker's "no matching
-//! subscribers" (0x10, MQTT 5, section 3.4.2.1) can be believed: it must not say so of a topic
-//! that this gateway is subscribed to, and it must say so of one that nobody can know.
+//! all retained ones are here, but for those that some brokers send a little later. The
+//! acknowledgements of both tell whether the broker's "no matching subscribers" (0x10, MQTT 5,
+//! section 3.4.2.1) can be believed: it must not say so of a topic that this gateway is subscribed
+//! to, and it must say so of one that nobody can know.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

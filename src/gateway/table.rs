@@ -32,8 +32,8 @@ pub(super) struct Table {
     pub count: usize,
     // No announcement ceases to hold before this.
     next_end: Option<Instant>,
-    // The broker has delivered all that there was at the time of the subscription.
-    pub complete: bool,
+    // Since when the broker seems to have delivered all that there was at the time of the subscription.
+    pub complete: Option<Instant>,
     // It keeps no retained messages, or not for this gateway: who was there before is not known
     // and never will be.
     pub forgetful: bool,
