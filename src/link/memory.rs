@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::publish::{Offer, Publish, PublishError, Publisher};
+use super::publish::{Offer, Pieces, Publish, PublishError, Publisher};
 use crate::base::threads::lock;
 use crate::wire::{Message, Qos};
 
@@ -47,12 +47,19 @@ impl Publish for Memory {
         self.publish(message, Some(deadline))
     }
 
+    fn publish_pieces(&self, stream: Arc<dyn Pieces>) {
+        while let Some(piece) = stream.next_piece(Instant::now()) {
+            let _ = self.publish(piece, None);
+        }
+    }
+
     fn acknowledge(&self, _: &Message) {}
 
     fn offer(&self) -> Offer {
         Offer {
             max_qos: Qos::ExactlyOnce,
             retain: true,
+            max_packet_bytes: 100_000,
         }
     }
 

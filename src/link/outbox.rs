@@ -8,18 +8,22 @@
 //! the order in which it got them: what it reports as written is the oldest that it has.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::convert::check;
 use super::limits::BrokerLimits;
-use super::publish::{LinkOptions, PublishError};
+use super::publish::{LinkOptions, Pieces, PublishError};
 use crate::wire::{Message, Qos};
 
 /// How many bytes and messages rumqttc has at a time, before they are written; one it may always have.
 const HANDED_BYTES: usize = 64 * 1024;
 const HANDED: usize = 128;
+/// How many bytes of it may stand before a piece of a stream: a whole message that comes has to wait
+/// for so much.
+const HANDED_PIECES: usize = 64 * 1024;
 /// Once rumqttc has had a message for this long, the connection counts as stalled, and no further
 /// one is taken.
 const STALLED: Duration = Duration::from_secs(1);
@@ -38,6 +42,8 @@ pub(super) struct Outbox {
     // Those that wait for a place: without an acknowledgement to come, and with one. Each in its
     // order; only the latter wait for the broker to acknowledge others.
     waiting: [VecDeque<Waiting>; 2],
+    // The streams that have pieces, in turn.
+    turns: VecDeque<Arc<dyn Pieces>>,
     // How many ever waited, and how many of them in vain, since that was last said.
     count: u64,
     expired: usize,
@@ -88,6 +94,7 @@ impl Outbox {
             max_messages,
             proves_topics,
             waiting: Default::default(),
+            turns: VecDeque::new(),
             count: 0,
             expired: 0,
             handed: VecDeque::new(),
@@ -142,7 +149,12 @@ impl Outbox {
         self.handed.len() + self.waiting.iter().map(VecDeque::len).sum::<usize>()
     }
 
-    /// Whether nothing waits for a place any more.
+    /// From now on a stream's pieces have their turn, until it has none.
+    pub fn take_turns(&mut self, stream: Arc<dyn Pieces>) {
+        self.turns.push_back(stream);
+    }
+
+    /// Whether no whole message waits for a place any more.
     pub fn is_handed(&self) -> bool {
         self.waiting.iter().all(VecDeque::is_empty)
     }
@@ -157,7 +169,7 @@ impl Outbox {
             let lane = match (number(&self.waiting[0]), number(&self.waiting[1])) {
                 (plain, Some(other)) if has_place && plain.is_none_or(|it| other < it) => 1,
                 (Some(_), _) => 0,
-                (None, _) => return None,
+                (None, _) => return self.next_piece(has_place, now),
             };
             let size = self.waiting[lane].front()?.size;
             let is_much = self.handed_bytes + size > HANDED_BYTES || self.handed.len() >= HANDED;
@@ -171,6 +183,32 @@ impl Outbox {
             self.bytes -= size;
             self.expired += 1;
         }
+    }
+
+    // One of the stream whose turn it is. One that the broker would not take is left out, which its
+    // stream notices as a loss.
+    fn next_piece(&mut self, has_place: bool, now: Instant) -> Option<Message> {
+        while self.handed_bytes < HANDED_PIECES && self.handed.len() < HANDED {
+            let stream = self.turns.pop_front()?;
+            let Some(message) = stream.next_piece(now) else {
+                continue;
+            };
+            self.turns.push_back(stream);
+            match check(&message, &self.limits) {
+                Ok(size) => {
+                    self.bytes += size;
+                    let piece = Waiting {
+                        number: self.count,
+                        message,
+                        size,
+                        deadline: None,
+                    };
+                    return Some(self.hand(piece, has_place, now));
+                }
+                Err(why) => log::error!("a piece of a stream can't be sent: {why}"),
+            }
+        }
+        None
     }
 
     /// How many were of no use any more when there was a place for them.

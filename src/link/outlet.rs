@@ -1,7 +1,7 @@
 //! Publishing on the present connection, from any thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rumqttc::v5::AsyncClient;
@@ -9,7 +9,7 @@ use rumqttc::v5::AsyncClient;
 use super::convert;
 use super::limits::BrokerLimits;
 use super::outbox::{Outbox, Sent};
-use super::publish::{LinkOptions, Offer, Publish, PublishError};
+use super::publish::{LinkOptions, Offer, Pieces, Publish, PublishError};
 use crate::base::threads::lock;
 use crate::wire::{Message, Properties, Qos};
 
@@ -257,6 +257,18 @@ impl Publish for Outlet {
         }
     }
 
+    fn publish_pieces(&self, stream: Arc<dyn Pieces>) {
+        let mut state = lock(&self.state);
+        let State { client, phase, .. } = &mut *state;
+        if let Phase::Open { outbox, .. } = phase {
+            outbox.take_turns(stream);
+            let now = Instant::now();
+            while let Some(message) = outbox.next(now) {
+                send(client.as_ref(), message);
+            }
+        }
+    }
+
     fn acknowledge(&self, message: &Message) {
         if self.options.manual_acknowledgement
             && message.qos > Qos::AtMostOnce
@@ -271,10 +283,12 @@ impl Publish for Outlet {
             Phase::Open { outbox, .. } => Offer {
                 max_qos: outbox.limits().max_qos,
                 retain: outbox.limits().retain,
+                max_packet_bytes: outbox.limits().max_packet_bytes as usize,
             },
             Phase::Closed(_) => Offer {
                 max_qos: Qos::ExactlyOnce,
                 retain: true,
+                max_packet_bytes: self.options.max_packet_bytes as usize,
             },
         }
     }

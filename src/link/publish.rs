@@ -24,6 +24,10 @@ pub trait Publish: Send + Sync {
     /// Errors: as [`Publish::publish`].
     fn publish_before(&self, message: Message, deadline: Instant) -> Result<(), PublishError>;
 
+    /// Takes the pieces of a stream, one in turn with those of the others, until it has no more for
+    /// now. Whole messages go first. Where there is no connection, it does nothing.
+    fn publish_pieces(&self, stream: Arc<dyn Pieces>);
+
     /// Acknowledges a received message, with [`LinkOptions::manual_acknowledgement`]. One that is
     /// lost with the connection is harmless: the broker sends the message again.
     fn acknowledge(&self, message: &Message);
@@ -44,6 +48,13 @@ pub trait Publish: Send + Sync {
     ///
     /// Errors: there is none, for this reason.
     fn ready(&self) -> Result<(), String>;
+}
+
+/// A stream: where pieces come from, when there is a place for one.
+pub trait Pieces: Send + Sync {
+    /// The next message to send now; `None`: there is none for now. It is called under the lock of the
+    /// link, so it must publish nothing.
+    fn next_piece(&self, now: Instant) -> Option<Message>;
 }
 
 /// What other threads publish with.
@@ -148,6 +159,8 @@ pub struct Offer {
     pub max_qos: Qos,
     /// Whether it keeps retained messages.
     pub retain: bool,
+    /// The largest packet that it, and this program, take, in bytes.
+    pub max_packet_bytes: usize,
 }
 
 /// Why a message could not be published. Nothing was sent.

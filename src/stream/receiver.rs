@@ -31,6 +31,8 @@ pub struct Receiver {
     read: u64,
     // What the sender was promised; it is never taken back.
     limit: u64,
+    // What it was told last to be here.
+    told: u64,
     length: Option<u64>,
     gap: Option<Instant>,
     // The sender asks for a word: the end has come, or something for the second time.
@@ -47,6 +49,7 @@ impl Receiver {
             got: 0,
             read: 0,
             limit: window,
+            told: 0,
             length: None,
             gap: None,
             is_asked: false,
@@ -64,8 +67,8 @@ impl Receiver {
         if self.length.is_some_and(|length| end > length) {
             return Err(Violation("something was sent behind the end"));
         }
-        if end <= self.got {
-            // It was sent again, or it is empty, which is a question.
+        if end <= self.got || bytes.is_empty() {
+            // It was sent again, or it is a question.
             self.is_asked = true;
             return Ok(());
         }
@@ -144,26 +147,51 @@ impl Receiver {
         Some(bytes)
     }
 
+    /// From now on this is how far beyond what is read may be sent, in bytes.
+    pub fn set_window(&mut self, window: u64) {
+        self.window = window;
+    }
+
+    /// Whether there is something to send now.
+    pub fn has_next(&self, now: Instant) -> bool {
+        match self.length == Some(self.got) {
+            true => self.is_asked,
+            false => self.is_asked || self.is_gap(now) || self.is_half() || self.is_much_new(),
+        }
+    }
+
+    fn is_gap(&self, now: Instant) -> bool {
+        self.gap.is_some_and(|since| now >= since + GAP)
+    }
+
+    // Half a window was taken by whoever reads.
+    fn is_half(&self) -> bool {
+        let more = (self.read + self.window).saturating_sub(self.limit);
+        more >= (self.window / 2).max(1)
+    }
+
+    // Much has come since the sender was told: it need not keep that any longer.
+    fn is_much_new(&self) -> bool {
+        self.got - self.told >= (self.window / 4 * 3).max(1)
+    }
+
     /// The next message to send now.
     pub fn next(&mut self, now: Instant) -> Option<Piece> {
-        if self.length == Some(self.got) {
-            let asked = std::mem::take(&mut self.is_asked);
-            return asked.then_some(Piece::End { length: self.got });
-        }
-        let is_gap = self.gap.is_some_and(|since| now >= since + GAP);
-        // Half a window was taken by whoever reads.
-        let wanted = self.read + self.window;
-        let is_half = wanted.saturating_sub(self.limit) >= (self.window / 2).max(1);
-        if !is_gap && !is_half && !self.is_asked {
+        if !self.has_next(now) {
             return None;
         }
-        if is_gap {
+        if self.length == Some(self.got) {
+            self.is_asked = false;
+            return Some(Piece::End { length: self.got });
+        }
+        if self.is_gap(now) {
             self.gap = Some(now);
         }
-        if is_half || self.is_asked {
-            self.limit = self.limit.max(wanted);
+        if self.is_half() || self.is_asked {
+            self.limit = self.limit.max(self.read + self.window);
         }
         self.is_asked = false;
+        self.told = self.got;
         Some(Piece::Credit {
             got: self.got,
             window: self.limit - self.got,

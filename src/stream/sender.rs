@@ -9,7 +9,7 @@ use crate::wire::stream::Piece;
 
 /// How many pieces are kept at the most: many small ones take more memory than their bytes.
 const MAX_PIECES: usize = 1024;
-/// How long without progress before everything unconfirmed is sent again; doubled each time, up to the
+/// How long without progress before the receiver is asked what it has; doubled each time, up to the
 /// other.
 const PATIENCE: Duration = Duration::from_secs(1);
 const MAX_PATIENCE: Duration = Duration::from_secs(5);
@@ -89,12 +89,10 @@ impl Sender {
         if self.is_done {
             return None;
         }
-        if self.has_nothing_sent() && !self.kept.is_empty() {
-            // The wait for the receiver begins with the first message, not before.
-            self.progress = now;
-        }
         if let Some((offset, bytes)) = self.kept.get(self.sent) {
             self.sent += 1;
+            // The wait for the receiver begins with the last message that is sent, not before.
+            self.progress = now;
             return Some(Piece::Data {
                 offset: *offset,
                 bytes: bytes.clone(),
@@ -107,14 +105,13 @@ impl Sender {
             });
         }
         let is_over = self.is_finished && !self.is_end_sent;
-        self.is_end_sent |= is_over;
+        if is_over {
+            self.is_end_sent = true;
+            self.progress = now;
+        }
         is_over.then_some(Piece::End {
             length: self.length,
         })
-    }
-
-    fn has_nothing_sent(&self) -> bool {
-        self.sent == 0 && !self.is_end_sent
     }
 
     /// Takes a credit.
@@ -169,18 +166,36 @@ impl Sender {
     /// When to call [`tick`](Sender::tick), if nothing comes before.
     pub fn due(&self) -> Option<Instant> {
         let is_shut = !self.is_finished && self.limit <= self.length;
-        let waits = !self.is_done && (!self.has_nothing_sent() || is_shut);
-        waits.then(|| self.progress + self.patience)
+        let waits = !self.has_data() && (self.in_flight() > 0 || self.is_end_sent || is_shut);
+        (waits && !self.is_done).then(|| self.progress + self.patience)
     }
 
-    /// Goes back if there was no progress for too long; where nothing is unconfirmed, the credit that
-    /// would let it go on may be lost, so it asks for it.
+    /// Asks if there was no progress for too long: a piece may be lost, or the credit that would let it
+    /// go on. The answer tells, and a receiver that is merely slow gets nothing twice.
     pub fn tick(&mut self, now: Instant) {
         if self.due().is_some_and(|due| now >= due) {
             self.patience = (self.patience * 2).min(MAX_PATIENCE);
-            self.is_asking = self.kept.is_empty();
-            self.go_back(now);
+            self.progress = now;
+            self.is_asking = true;
         }
+    }
+
+    /// How many bytes are sent and not confirmed.
+    pub fn in_flight(&self) -> usize {
+        let next = self.kept.get(self.sent).map_or(self.length, |(at, _)| *at);
+        // It fits: they are in the memory.
+        usize::try_from(next.saturating_sub(self.got)).unwrap_or(usize::MAX)
+    }
+
+    /// Whether there is something to send now.
+    pub fn has_next(&self) -> bool {
+        let is_over = self.is_finished && !self.is_end_sent;
+        !self.is_done && (self.sent < self.kept.len() || self.is_asking || is_over)
+    }
+
+    /// Whether the next message is one with a part of the body.
+    pub fn has_data(&self) -> bool {
+        !self.is_done && self.sent < self.kept.len()
     }
 
     /// Asks for a word of the receiver, to see whether it is there.

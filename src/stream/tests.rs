@@ -216,7 +216,7 @@ fn nothing_is_sent_beyond_the_window_and_an_event_at_once() {
 }
 
 #[test]
-fn what_is_not_confirmed_is_sent_again_later_and_later() {
+fn the_receiver_is_asked_later_and_later_and_its_answer_counts() {
     let begun = start();
     let after = |millis| begun + Duration::from_millis(millis);
     let mut sender = Sender::new(WINDOW, PIECE, begun);
@@ -231,10 +231,14 @@ fn what_is_not_confirmed_is_sent_again_later_and_later() {
         assert!(sent(&mut sender, after(last + wait - 1)).is_empty());
         last += wait;
         sender.tick(after(last));
-        assert_eq!(offsets(&sent(&mut sender, after(last))), [0, 100], "{last}");
+        assert_eq!(offsets(&sent(&mut sender, after(last))), [200], "{last}");
     }
+    sender.credit(0, WINDOW, after(last));
+    assert_eq!(offsets(&sent(&mut sender, after(last))), [0, 100]);
+    assert_eq!(sender.in_flight(), 200);
     sender.credit(100, WINDOW, after(last));
     assert_eq!(sender.due(), Some(after(last + 1000)));
+    assert_eq!(sender.in_flight(), 100);
     sender.credit(100, WINDOW, after(last));
     assert_eq!(offsets(&sent(&mut sender, after(last))), [100], "a gap");
     sender.finish();
@@ -266,6 +270,22 @@ fn credits_follow_the_reader_and_not_the_network() {
     assert_eq!(receiver.next(now), None);
     let beyond = receiver.data(14_950, body(100), now);
     assert!(matches!(beyond, Err(Violation(_))));
+}
+
+#[test]
+fn a_sender_may_forget_what_a_slow_reader_has_not_read() {
+    let now = start();
+    let mut receiver = Receiver::new(1000);
+    receiver.data(0, body(700), now).unwrap();
+    assert_eq!(receiver.next(now), None);
+    receiver.data(700, body(100), now).unwrap();
+    let credit = Piece::Credit {
+        got: 800,
+        window: 200,
+    };
+    assert_eq!(receiver.next(now), Some(credit), "it promises no more");
+    receiver.set_window(100);
+    assert!(receiver.read().is_some() && receiver.next(now).is_none());
 }
 
 #[test]
