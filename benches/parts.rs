@@ -153,7 +153,7 @@ mod http_mode {
         let target = PathAndQuery::from_static("/status?since=2026-01-01");
         bencher.bench_local(|| {
             let mut message = Message::default();
-            write_request(black_box(&request), &target, &mut message.properties);
+            write_request(black_box(&request), &target, false, &mut message.properties);
             read_request(&message).unwrap()
         });
     }

@@ -15,6 +15,8 @@ mod repeats;
 mod reply;
 mod service;
 mod settings;
+mod terms;
+mod upload;
 
 pub use service::Agent;
 pub use settings::{AgentSettings, Allow, Service, ServiceMode};

@@ -3,12 +3,15 @@
 mod connection;
 pub mod guarded;
 mod handler;
+mod incoming;
 mod linger;
 mod listen;
 mod options;
+mod outgoing;
+mod reading;
 mod response;
 pub mod tiny;
 
-pub use handler::{Client, Front, Handler};
+pub use handler::{Client, Front, Handler, Takes};
 pub use listen::bind;
 pub use options::{FrontKind, HttpLimits};

@@ -5,6 +5,7 @@
 //! hands it over. The order is what makes it correct: a reply can't overtake its own waiter.
 
 mod access;
+mod call;
 mod carrier;
 mod dispatch;
 mod forward;

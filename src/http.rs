@@ -3,13 +3,14 @@
 pub mod bad_request;
 pub mod body;
 pub mod chunked;
+pub mod content;
 pub mod failure;
 pub mod framing;
 pub mod head;
 pub mod problem;
 pub mod types;
 
-pub use body::Body;
+pub use body::{Body, Chunk, Source};
 pub use failure::Failure;
 pub use problem::Problem;
 pub use types::{Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone, has_body};

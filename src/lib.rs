@@ -28,8 +28,8 @@
 //! The rooms, each of which uses only those before it; read them in this order:
 //!
 //! 1. [`base`]: errors, topics, named threads and the stop signal, workers that come and go.
-//! 2. [`wire`]: what travels, byte for byte. [`http`]: HTTP without sockets. [`stream`]: bodies in pieces.
-//! 3. [`link`]: the connection to the broker and its thread.
+//! 2. [`wire`]: what travels, byte for byte. [`http`]: HTTP without sockets.
+//! 3. [`link`]: the connection to the broker and its thread. [`stream`]: bodies in pieces.
 //! 4. [`front`]: the two HTTP servers. [`upstream`]: the HTTP client.
 //! 5. [`gateway`] (api_1) and [`agent`]: these put the pieces together.
 //! 6. [`cli`], [`config`], [`tools`], [`service`]: what makes programs of them.

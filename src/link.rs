@@ -20,7 +20,7 @@ pub(crate) use memory::Memory;
 
 pub use connection::{Link, check_tls};
 pub use publish::{
-    Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, Pieces, Publish, PublishError, Publisher,
-    Subscription,
+    Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, Pieces, Publish, PublishError,
+    Publisher, Subscription,
 };
 pub use url::{BrokerUrl, TlsFiles};

@@ -1,14 +1,25 @@
-//! A body on its way in pieces: the two halves of a stream. Pure: messages and the time go in,
-//! messages come out; no I/O, no thread, no clock.
+//! Bodies on their way in pieces.
 //!
-//! Messages may be lost, come twice or in another order, and either side may lose its connection:
-//! the same bytes come out at the other end, or an abort, and never more than a window is on its way.
+//! The two halves of a stream, [`Sender`] and [`Receiver`], are pure: messages and the time go in,
+//! messages come out. Messages may be lost, come twice or in another order, and either side may lose
+//! its connection: the same bytes come out at the other end, or an abort, and never more than a window
+//! is on its way. A [`Stream`] puts them under a lock, for threads that read and write; [`Streams`] is
+//! the table of all that a program has.
 
+mod carry;
+mod flight;
+mod live;
 mod receiver;
+mod registry;
 mod sender;
+mod why;
 
+pub use carry::{Incoming, send_on};
+pub use live::Stream;
 pub use receiver::{Receiver, Violation};
+pub use registry::{Opened, StreamLimits, Streams, TooMany};
 pub use sender::Sender;
+pub use why::Why;
 
 #[cfg(test)]
 mod tests;

@@ -8,5 +8,5 @@ pub mod presence;
 pub mod reply;
 pub mod stream;
 
-pub use message::{Correlation, Message, Properties, Qos, packet_limit};
+pub use message::{BadProperty, Correlation, Message, Properties, Qos, packet_limit, whole_bytes};
 pub use reply::{Hop, JSON, PROBLEM_JSON};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms, as `src/lib.rs` tells them.
 const ROOMS: [&str; 13] = [
-    "base", "wire", "http", "stream", "link", "front", "upstream", "gateway", "agent", "cli",
+    "base", "wire", "http", "link", "stream", "front", "upstream", "gateway", "agent", "cli",
     "config", "tools", "service",
 ];
 

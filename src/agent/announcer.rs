@@ -28,6 +28,8 @@ use crate::wire::{Message, Properties, Qos};
 const MAX_TWINS: usize = 64;
 /// How many topics are named that the broker denies.
 const MAX_DENIED: usize = 16;
+/// How long it may take to know whether streams can come in.
+const STREAMS: Duration = Duration::from_millis(500);
 /// How long a message to this agent's own request topic may take.
 const PROBE: Duration = Duration::from_secs(2);
 /// The user property of such a message: whose it is.
@@ -45,6 +47,7 @@ pub(super) struct Announcer {
     owed: AtomicBool,
     // It came back: the broker has it.
     announced: AtomicBool,
+    streams: AtomicBool,
 }
 
 #[derive(Default)]
@@ -52,6 +55,8 @@ struct State {
     // The other agents with this id that have been heard of.
     twins: HashSet<String>,
     denied: BTreeSet<String>,
+    // Since when there is a connection on which nothing was said yet.
+    connected: Option<Moment>,
     // When it was said last, on this connection.
     said: Option<Moment>,
     // When a message to itself was sent that has not come back.
@@ -59,7 +64,7 @@ struct State {
 }
 
 impl Announcer {
-    pub fn new(settings: &AgentSettings) -> Announcer {
+    pub fn new(settings: &AgentSettings, instance: &Id) -> Announcer {
         let services = settings.services.iter();
         let names = services.clone().filter_map(|service| service.name.as_ref());
         let topics: Vec<String> = services
@@ -76,9 +81,10 @@ impl Announcer {
                 since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 topics,
-                instance: Id::random().to_string(),
+                instance: instance.to_string(),
                 refresh_s: Some(settings.presence_refresh.as_secs()),
                 denied: Vec::new(),
+                streams: false,
                 leaving: false,
             },
             refresh: settings.presence_refresh,
@@ -86,6 +92,7 @@ impl Announcer {
             leaving: AtomicBool::new(false),
             owed: AtomicBool::new(false),
             announced: AtomicBool::new(false),
+            streams: AtomicBool::new(false),
         }
     }
 
@@ -133,15 +140,38 @@ impl Announcer {
     /// Takes note that the connection is lost, and the announcement with it.
     pub fn disconnected(&self) {
         self.announced.store(false, Ordering::SeqCst);
+        self.streams.store(false, Ordering::SeqCst);
         let mut state = lock(&self.state);
+        state.connected = None;
         state.said = None;
         state.probed = None;
         state.denied.clear();
     }
 
+    /// There is a connection, and soon it will be known whether streams can come in: the first
+    /// announcement says so, and waits for that a little.
+    pub fn connecting(&self, now: Moment) {
+        lock(&self.state).connected = Some(now);
+    }
+
+    /// Whether streams can come in is known.
+    pub fn takes_streams(&self, publisher: &Publisher, takes: bool, now: Moment) {
+        let is_new = takes && !self.streams.swap(takes, Ordering::SeqCst);
+        let is_first = lock(&self.state).connected.take().is_some();
+        match (is_first, is_new) {
+            (true, _) => self.connected(publisher, now),
+            (false, true) => self.announce(publisher, now),
+            (false, false) => {}
+        }
+    }
+
     /// Says again what has been said too long ago, and looks after the message to itself. To be
     /// called every now and then.
     pub fn tick(&self, publisher: &Publisher, now: Moment) {
+        let connected = lock(&self.state).connected;
+        if connected.is_some_and(|since| now.since(since) >= STREAMS) {
+            self.takes_streams(publisher, false, now);
+        }
         let (is_due, is_deaf) = {
             let mut state = lock(&self.state);
             let is_due = state
@@ -282,6 +312,7 @@ impl Announcer {
         }
         let announcement = Announcement {
             denied: state.denied.iter().cloned().collect(),
+            streams: self.streams.load(Ordering::SeqCst),
             leaving,
             ..self.announcement.clone()
         };
@@ -322,7 +353,7 @@ mod tests {
         Publisher,
         std::sync::Arc<Memory>,
     ) {
-        let announcer = Announcer::new(&AgentSettings::example());
+        let announcer = Announcer::new(&AgentSettings::example(), &Id::random());
         let (sent, publisher, memory) = Memory::start();
         announcer.connected(&publisher, start());
         (announcer, sent, publisher, memory)

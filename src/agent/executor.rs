@@ -9,13 +9,15 @@ use serde_json::value::RawValue;
 use super::allow::Filter;
 use super::job::Job;
 use super::settings::{AgentSettings, Allow, ServiceMode};
+use super::upload::{NotExchanged, Upload};
 use crate::base::error::Result;
 use crate::base::logging::excerpt;
 use crate::http::{Body, Failure, Request, RequestId, Response, X_REQUEST_ID};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{Upstream, UpstreamError, UpstreamLimits};
 use crate::wire::JSON;
 use crate::wire::http::read_request;
 use crate::wire::json::{REQUEST_ID, add_received};
+use crate::wire::stream::read_length;
 
 /// Whatever is left of a caller's time, this much of it is the reply's.
 const WAY_BACK: Duration = Duration::from_millis(50);
@@ -32,7 +34,7 @@ impl Executor {
         let filters = settings.services.iter().map(Filter::new);
         Ok(Executor {
             filters: filters.collect::<Result<_>>()?,
-            upstream: Upstream::new(settings.max_body_bytes),
+            upstream: Upstream::new(limits(&settings)),
             settings,
         })
     }
@@ -128,18 +130,26 @@ impl Executor {
                 "{target:?} is no URL: {error}"
             )))
         })?;
-        let response = self.call(job, request, left).map_err(failed)?;
+        let follows = read_length(&job.message.properties).ok().flatten();
+        let response = match follows {
+            None => self.call(job, request, left),
+            Some(length) => self.exchange(job, request, length, left),
+        };
+        let response = response.map_err(failed)?;
+        let size = match response.body().stream() {
+            None => format!("{} bytes", response.body().len()),
+            Some(_) => "a stream".to_owned(),
+        };
         log::info!(
-            "request: {} -> response: {}, {} bytes",
+            "request: {} -> response: {}, {size}",
             excerpt(asked.as_bytes()),
             response.status().as_u16(),
-            response.body().len()
         );
         Ok(response)
     }
 
     fn check_size(&self, payload: &Bytes) -> std::result::Result<(), Failure> {
-        let limit = self.settings.max_body_bytes;
+        let limit = self.settings.whole_bytes();
         if payload.len() <= limit {
             return Ok(());
         }
@@ -155,23 +165,55 @@ impl Executor {
         left: Duration,
     ) -> std::result::Result<Response, Failure> {
         let time = left - (left / 10).min(WAY_BACK);
-        self.upstream.call(request, time).map_err(|error| {
-            let mut words = error.to_string();
-            match error {
-                UpstreamError::Unreachable(_) => Failure::Unreachable(words),
-                UpstreamError::TimedOut | UpstreamError::Unfinished(_) => {
-                    words += &format!(" ({} ms)", time.as_millis());
-                    if job.is_shortened {
-                        let limit = self.settings.max_timeout.as_millis();
-                        words += &format!("; max_timeout_ms = {limit} of the agent is less than what the caller allows");
-                    }
-                    Failure::UpstreamTooSlow(words)
-                }
-                UpstreamError::TooLarge(_)
-                | UpstreamError::Endless(_)
-                | UpstreamError::Broken(_) => Failure::BadAnswer(words),
-            }
+        let streams = job.offer.is_some();
+        let response = self.upstream.call(request, time, streams);
+        response.map_err(|error| self.failure(job, error, time))
+    }
+
+    // The same for a request whose body is no single message.
+    fn exchange(
+        &self,
+        job: &Job,
+        request: Request,
+        length: Option<u64>,
+        left: Duration,
+    ) -> std::result::Result<Response, Failure> {
+        let limit = Some(self.settings.max_body_bytes).filter(|limit| *limit > 0);
+        let upload = Upload::open(job, length, limit)?;
+        let exchanged = upload.exchange(&self.upstream, request, left);
+        exchanged.map_err(|why| match why {
+            NotExchanged::Upstream(error) => self.failure(job, error, left),
+            NotExchanged::Agent(failure) => failure,
         })
+    }
+
+    fn failure(&self, job: &Job, error: UpstreamError, time: Duration) -> Failure {
+        let mut words = error.to_string();
+        match error {
+            UpstreamError::Unreachable(_) => Failure::Unreachable(words),
+            UpstreamError::TimedOut | UpstreamError::Unfinished(_) => {
+                words += &format!(" ({} ms)", time.as_millis());
+                if job.is_shortened {
+                    let limit = self.settings.max_timeout.as_millis();
+                    words += &format!(
+                        "; max_timeout_ms = {limit} of the agent is less than what the caller allows"
+                    );
+                }
+                Failure::UpstreamTooSlow(words)
+            }
+            UpstreamError::TooLarge(_) | UpstreamError::Endless(_) | UpstreamError::Broken(_) => {
+                Failure::BadAnswer(words)
+            }
+        }
+    }
+}
+
+fn limits(settings: &AgentSettings) -> UpstreamLimits {
+    let max_body_bytes = settings.max_body_bytes as u64;
+    UpstreamLimits {
+        whole_bytes: settings.whole_bytes(),
+        inline_bytes: settings.streams.inline_bytes.min(settings.whole_bytes()),
+        max_body_bytes: (max_body_bytes > 0).then_some(max_body_bytes),
     }
 }
 

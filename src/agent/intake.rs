@@ -2,10 +2,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use super::age::Ages;
 use super::executor::Executor;
@@ -13,7 +11,8 @@ use super::job::Job;
 use super::outcome::{Ended, Spent};
 use super::repeats::{Key, Repeats, Seen};
 use super::reply::{Owed, Patience, ReplyTo};
-use super::settings::{AgentSettings, Service, ServiceMode};
+use super::settings::{AgentSettings, Service};
+use super::terms::{allowed, offer};
 use crate::base::budget::Budget;
 use crate::base::clock::Moment;
 use crate::base::error::Result;
@@ -23,11 +22,9 @@ use crate::base::threads::lock;
 use crate::base::topic::Id;
 use crate::http::Failure;
 use crate::link::Publisher;
+use crate::stream::Streams;
 use crate::wire::Message;
-use crate::wire::deadline::{sent, time_left};
-
-/// The longest correlation of a request in HTTP mode, in bytes; ours have 16.
-const MAX_CORRELATION: usize = 64;
+use crate::wire::deadline::Sent;
 
 /// What becomes of each request.
 pub(super) struct Intake {
@@ -38,6 +35,7 @@ pub(super) struct Intake {
     seeds: [RandomState; 2],
     ages: Mutex<Ages>,
     owed: Arc<Owed>,
+    streams: Arc<Streams>,
     taken: Mutex<Taken>,
 }
 
@@ -48,8 +46,9 @@ struct Taken {
 }
 
 impl Intake {
-    pub fn new(settings: AgentSettings) -> Result<Intake> {
+    pub fn new(settings: AgentSettings, streams: Arc<Streams>) -> Result<Intake> {
         Ok(Intake {
+            streams,
             budget: Budget::new(settings.buffered_bytes()),
             executor: Executor::new(settings)?,
             dropped: AtomicU64::new(0),
@@ -155,10 +154,12 @@ impl Intake {
         }
         let service = &self.settings().services[number];
         let reply_to = ReplyTo::of(&message, service, self.settings())?;
-        let (allowed, flaw) = match self.allowed(service, &message, now) {
+        let age = |sent: Option<Sent<'_>>| lock(&self.ages).of(sent, now);
+        let (allowed, flaw) = match allowed(service, &message.properties, age) {
             Ok(allowed) => (allowed, None),
             Err(flaw) => (service.timeout, Some(flaw)),
         };
+        let offer = offer(&message.properties, &self.streams, self.settings())?;
         let max_timeout = self.settings().max_timeout;
         let job = Job {
             service: number,
@@ -171,33 +172,11 @@ impl Intake {
             owed: Arc::clone(&self.owed),
             repeat: None,
             memory: self.budget.share(),
+            streams: Arc::clone(&self.streams),
+            offer,
+            opened: OnceLock::new(),
         };
         Ok((Box::new(job), flaw))
-    }
-
-    // How long the request may take from now on: what its caller had left when it was sent, without
-    // what it was held up on its way.
-    fn allowed(
-        &self,
-        service: &Service,
-        message: &Message,
-        received: Moment,
-    ) -> std::result::Result<Duration, String> {
-        let properties = &message.properties;
-        let is_http = matches!(service.mode, ServiceMode::Http { .. });
-        let correlation = properties.correlation_data.as_ref().map_or(0, Bytes::len);
-        if is_http && correlation > MAX_CORRELATION {
-            return Err(format!(
-                "its correlation data has {correlation} bytes, allowed are {MAX_CORRELATION}"
-            ));
-        }
-        let stated = time_left(properties).map_err(|bad| bad.to_string())?;
-        let sent = sent(properties).map_err(|bad| bad.to_string())?;
-        if stated.is_none() && is_http {
-            return Err("the request states neither deadline-ms nor an expiry interval".into());
-        }
-        let age = lock(&self.ages).of(sent, received);
-        Ok(stated.unwrap_or(service.timeout).saturating_sub(age))
     }
 
     fn refuse(&self, job: &Job, detail: String) {
@@ -227,9 +206,23 @@ impl Intake {
     // Answers a request, and those that came again while it ran.
     fn end(&self, job: &Job, ended: &Ended, patience: Patience) {
         job.end(ended, patience);
-        if let Some(key) = &job.repeat {
-            for waiting in self.repeats.end(key, Some(ended), Instant::now()) {
-                waiting.end(ended, patience);
+        let Some(key) = &job.repeat else {
+            return;
+        };
+        if ended.is_stream() {
+            return self.go_on_with_repeats(key, Moment::now());
+        }
+        for waiting in self.repeats.end(key, Some(ended), Instant::now()) {
+            waiting.end(ended, patience);
+        }
+    }
+
+    // The first is of no use for those who repeated it: the next of them is the first now.
+    fn go_on_with_repeats(&self, key: &Key, now: Moment) {
+        let waiting = self.repeats.end(key, None, Instant::now());
+        for next in waiting.into_iter().collect::<Vec<_>>() {
+            if let Some(next) = self.unless_seen(next, Patience::UntilDeadline) {
+                self.work(&next, now);
             }
         }
     }
@@ -240,13 +233,9 @@ impl Intake {
         let left = job.deadline.since(now);
         if left.is_zero() {
             self.drop_message(&job.message.topic, "its caller has stopped waiting");
-            // Who repeated it may wait for longer: the next of them is the first now.
-            let waiting = job.repeat.iter();
-            let waiting = waiting.flat_map(|key| self.repeats.end(key, None, begun));
-            for next in waiting.collect::<Vec<_>>() {
-                if let Some(next) = self.unless_seen(next, Patience::UntilDeadline) {
-                    self.work(&next, now);
-                }
+            // Who repeated it may wait for longer.
+            if let Some(key) = &job.repeat {
+                self.go_on_with_repeats(key, now);
             }
             return;
         }
@@ -302,11 +291,16 @@ impl Drop for Running<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
     use crossbeam_channel::Receiver;
 
     use super::*;
     use crate::base::pool::PoolOptions;
+    use crate::base::topic::Topic;
     use crate::link::{Memory, PublishError};
+    use crate::stream::StreamLimits;
     use crate::wire::reply::{STATUS, error};
     use crate::wire::{Hop, Properties, Qos};
 
@@ -329,6 +323,8 @@ mod tests {
     fn bench() -> Bench {
         let (sent, publisher, memory) = Memory::start();
         let (put, jobs) = crossbeam_channel::unbounded();
+        let topic = Topic::new("recado/agents/shed/streams/1").unwrap();
+        let streams = Streams::new(topic, StreamLimits::default(), 1000);
         let pool = |_| {
             let options = PoolOptions {
                 name: "test",
@@ -341,7 +337,7 @@ mod tests {
             Pool::new(options, move |job| put.send(job).unwrap())
         };
         Bench {
-            intake: Intake::new(AgentSettings::example()).unwrap(),
+            intake: Intake::new(AgentSettings::example(), streams).unwrap(),
             pools: (0..2).map(pool).collect(),
             jobs,
             sent,

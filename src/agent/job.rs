@@ -1,6 +1,7 @@
 //! One request on its way through the agent.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, OnceLock};
 
 use super::outcome::{Ended, Spent};
 use super::repeats::Key;
@@ -8,13 +9,15 @@ use super::reply::{Form, Owed, Patience, ReplyTo, json_properties};
 use crate::base::budget::Share;
 use crate::base::clock::Moment;
 use crate::base::logging::excerpt;
-use crate::http::{Failure, Problem, Response};
+use crate::http::{Failure, Problem, Response, Source};
 use crate::link::{PublishError, Publisher};
+use crate::stream::{Opened, Streams, TooMany, Why, send_on};
 use crate::wire::deadline::whole_seconds;
 use crate::wire::http::write_reply;
 use crate::wire::json::legacy_error;
 use crate::wire::reply::{TIMING, timing_text};
-use crate::wire::{Hop, Message, Properties, Qos};
+use crate::wire::stream::{Offer, write_length};
+use crate::wire::{Correlation, Hop, Message, Properties, Qos};
 
 /// One request on its way from the `mqtt` thread to a worker.
 pub(super) struct Job {
@@ -31,9 +34,23 @@ pub(super) struct Job {
     pub repeat: Option<Key>,
     // The memory that its body takes.
     pub memory: Share,
+    pub streams: Arc<Streams>,
+    // What its caller says of streams, if it takes any.
+    pub offer: Option<Offer>,
+    // The stream that its body comes on, once it was opened.
+    pub opened: OnceLock<Arc<Opened>>,
 }
 
 impl Job {
+    // Until when its caller waits: while a body is on its way, the time for the answer begins anew with
+    // each piece.
+    fn due(&self) -> Moment {
+        match self.opened.get() {
+            None => self.deadline,
+            Some(_) => (Moment::now() + self.deadline.since(self.received)).max(self.deadline),
+        }
+    }
+
     /// Publishes how the request ended.
     pub fn end(&self, ended: &Ended, patience: Patience) {
         match ended {
@@ -42,18 +59,63 @@ impl Job {
         }
     }
 
+    /// Its stream, opened now unless it is already.
+    ///
+    /// Errors: it can't be; why.
+    pub fn open(&self, offer: &Offer) -> Result<Arc<Opened>, Failure> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(Arc::clone(opened));
+        }
+        let correlation = self.message.properties.correlation_data.as_deref();
+        let correlation = correlation
+            .and_then(Correlation::from_bytes)
+            .ok_or_else(|| {
+                Failure::Unreadable("a stream needs 16 bytes of correlation data".into())
+            })?;
+        let opened = self.streams.open(correlation, &self.publisher);
+        let opened = opened.map_err(|TooMany(limit)| {
+            Failure::AgentBusy(format!(
+                "all streams are in use (max_streams = {limit} of the agent)"
+            ))
+        })?;
+        opened.stream().set_peer(offer.topic.as_str());
+        Ok(Arc::clone(self.opened.get_or_init(|| Arc::new(opened))))
+    }
+
+    // Publishes the head of an answer, and lets its body follow.
+    //
+    // Errors: what its caller is to be told instead.
+    fn reply_stream(
+        &self,
+        response: &Response,
+        source: &Arc<dyn Source>,
+        spent: Spent,
+        patience: Patience,
+    ) -> Result<(), Failure> {
+        let no_offer = || Failure::ReplyNotCarried("its caller takes no stream".into());
+        let offer = self.offer.as_ref().ok_or_else(no_offer)?;
+        let opened = self.open(offer)?;
+        let published = self.publish(response, None, spent, patience);
+        published.map_err(not_replied)?;
+        let source = Arc::clone(source);
+        let failed = |_: &io::Error| Why::UpstreamFailed;
+        send_on(&self.streams, source, &opened, offer.window, failed);
+        Ok(())
+    }
+
     // Publishes an answer of the upstream. The caller must not wait in vain for what can't be carried.
     fn reply(&self, response: &Response, spent: Spent, patience: Patience) {
-        let failure = match self.publish(response, None, spent, patience) {
-            Ok(()) | Err(PublishError::NotConnected(_)) => return,
-            Err(why @ (PublishError::TooLarge { .. } | PublishError::NotSupported(_))) => {
-                Failure::ReplyNotCarried(why.to_string())
+        if let Some(source) = response.body().stream() {
+            if let Err(failure) = self.reply_stream(response, source, spent, patience) {
+                source.cancel();
+                self.reply_failure(&failure, spent, Patience::None);
             }
-            Err(why @ (PublishError::Busy | PublishError::Stalled(_))) => {
-                Failure::ReplyStalled(why.to_string())
-            }
-        };
-        self.reply_failure(&failure, spent, Patience::None);
+            return;
+        }
+        match self.publish(response, None, spent, patience) {
+            Ok(()) | Err(PublishError::NotConnected(_)) => {}
+            Err(why) => self.reply_failure(&not_replied(why), spent, Patience::None),
+        }
     }
 
     /// Publishes an error.
@@ -80,11 +142,15 @@ impl Job {
             Form::Json => json_properties(response.status(), error),
             Form::Http(method) => write_reply(response, error, method),
         };
+        if let Some(source) = response.body().stream() {
+            write_length(source.length(), &mut properties);
+            self.streams.offer().write(&mut properties);
+        }
         if self.reply_to.form != Form::Legacy {
             properties.correlation_data = self.reply_to.correlation.clone();
             let timing = timing_text(spent.queue, spent.upstream);
             properties.user.push((TIMING.to_owned(), timing));
-            let left = self.deadline.since(Moment::now());
+            let left = self.due().since(Moment::now());
             // At least a second: zero would let the broker drop it at once.
             properties.message_expiry_interval = Some(whole_seconds(left).max(1));
         }
@@ -97,15 +163,26 @@ impl Job {
         };
         let published = match patience {
             Patience::UntilDeadline => {
-                let deadline = self.deadline.instant();
+                let deadline = self.due().instant();
                 self.publisher.publish_before(message, deadline)
             }
-            Patience::None => self.owed.publish(&self.publisher, message, self.deadline),
+            Patience::None => self.owed.publish(&self.publisher, message, self.due()),
         };
         if let Err(why) = &published {
             let topic = excerpt(self.reply_to.topic.as_bytes());
             log::warn!("the reply to {topic} is not sent: {why}");
         }
         published
+    }
+}
+
+fn not_replied(why: PublishError) -> Failure {
+    match why {
+        PublishError::TooLarge { .. } | PublishError::NotSupported(_) => {
+            Failure::ReplyNotCarried(why.to_string())
+        }
+        PublishError::Busy | PublishError::Stalled(_) | PublishError::NotConnected(_) => {
+            Failure::ReplyStalled(why.to_string())
+        }
     }
 }

@@ -23,6 +23,11 @@ impl Ended {
         }
     }
 
+    /// Whether it is an answer whose body is still to come: nobody else can have that.
+    pub fn is_stream(&self) -> bool {
+        matches!(self, Ended::Answered(response, _) if response.body().stream().is_some())
+    }
+
     pub fn bytes(&self) -> usize {
         match self {
             Ended::Answered(response, _) => {

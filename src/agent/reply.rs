@@ -78,28 +78,36 @@ impl ReplyTo {
     ) -> Result<ReplyTo, String> {
         let topic = Topic::new(response_topic)
             .map_err(|error| format!("its response topic can't be used: {error}"))?;
-        let prefixes = &settings.reply_prefixes;
-        let allowed = |prefix: &String| topic.as_str().starts_with(prefix);
-        if !prefixes.iter().any(allowed) {
-            return Err(format!(
-                "its response topic {topic} does not begin with any of reply_prefixes {prefixes:?}"
-            ));
-        }
-        let mut services = settings.services.iter();
-        let loops = services.any(|service| service.request_topic == topic);
-        // Another agent's, whatever it is called.
-        if loops || topic.as_str().starts_with("recado/") && topic.as_str().ends_with("/request") {
-            return Err(format!("its response topic {topic} is a request topic"));
-        }
-        if topic.as_str().ends_with("/presence") {
-            return Err(format!("its response topic {topic} is a presence"));
-        }
+        check_topic(&topic, settings)?;
         Ok(ReplyTo {
             topic: topic.to_string(),
             correlation: properties.correlation_data.clone(),
             form,
         })
     }
+}
+
+/// Looks whether something may be sent to a topic that a request names.
+///
+/// Errors: it may not; why.
+pub(super) fn check_topic(topic: &Topic, settings: &AgentSettings) -> Result<(), String> {
+    let prefixes = &settings.reply_prefixes;
+    let allowed = |prefix: &String| topic.as_str().starts_with(prefix);
+    if !prefixes.iter().any(allowed) {
+        return Err(format!(
+            "its response topic {topic} does not begin with any of reply_prefixes {prefixes:?}"
+        ));
+    }
+    let mut services = settings.services.iter();
+    let loops = services.any(|service| service.request_topic == *topic);
+    // Another agent's, whatever it is called.
+    if loops || topic.as_str().starts_with("recado/") && topic.as_str().ends_with("/request") {
+        return Err(format!("its response topic {topic} is a request topic"));
+    }
+    if topic.as_str().ends_with("/presence") {
+        return Err(format!("its response topic {topic} is a presence"));
+    }
+    Ok(())
 }
 
 /// How long a reply may wait for a place on its way.

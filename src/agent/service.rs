@@ -11,13 +11,15 @@ use super::intake::Intake;
 use super::job::Job;
 use super::settings::{AgentSettings, Service};
 use crate::base::clock::Moment;
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, StopTrigger};
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::link::{
     Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, check_tls,
 };
+use crate::stream::Streams;
+use crate::wire::stream::agent_topic;
 use crate::wire::{Qos, packet_limit};
 
 /// How many replies may wait to be written to the broker, unless more requests may be in hand.
@@ -35,6 +37,8 @@ pub struct Agent {
     announcer: Arc<Announcer>,
     intake: Arc<Intake>,
     pools: Arc<[Pool<Box<Job>>]>,
+    streams: Arc<Streams>,
+    watch: JoinHandle<()>,
     // What happens without being asked for: the presence is refreshed, a standstill noticed.
     pulse: JoinHandle<()>,
     trigger: StopTrigger,
@@ -46,25 +50,39 @@ impl Agent {
     /// Errors: what [`Link::start`] returns, or a service that can't work
     /// ([`Error::Usage`](crate::base::error::Error::Usage)).
     pub fn start(settings: AgentSettings) -> Result<Agent> {
-        let announcer = Arc::new(Announcer::new(&settings));
-        let options = link_options(&settings, &announcer);
-        let intake = Arc::new(Intake::new(settings)?);
+        let instance = Id::random();
+        let announcer = Arc::new(Announcer::new(&settings, &instance));
+        let topic = agent_topic(&settings.id, instance.as_str());
+        let topic = topic.map_err(|error| Error::Usage(error.to_string()))?;
+        let streams = Streams::new(topic, settings.streams, settings.buffered_bytes());
+        let mut options = link_options(&settings, &announcer);
+        options.subscriptions.extend(streams.subscription());
+        let intake = Arc::new(Intake::new(settings, Arc::clone(&streams))?);
         let pools: Arc<[Pool<Box<Job>>]> = intake
             .services()
             .map(|service| pool(service, Arc::clone(&intake)))
             .collect();
         let (sorter, places) = (Arc::clone(&intake), Arc::clone(&pools));
-        let presence = Arc::clone(&announcer);
+        let (presence, pieces) = (Arc::clone(&announcer), Arc::clone(&streams));
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as agent {}", sorter.id());
-                presence.connected(publisher, Moment::now());
+                match pieces.limits().max_streams {
+                    0 => presence.connected(publisher, Moment::now()),
+                    _ => presence.connecting(Moment::now()),
+                }
+                pieces.connected(publisher, Instant::now());
                 sorter.catch_up(publisher, Moment::now());
             }
             LinkEvent::Message(message) if message.topic == presence.topic() => {
                 presence.heard(publisher, &message.payload, Moment::now());
             }
             LinkEvent::Message(message) if presence.is_probe(&message) => {}
+            LinkEvent::Message(message) if pieces.take(publisher, &message, Instant::now()) => {
+                if pieces.is_open() {
+                    presence.takes_streams(publisher, true, Moment::now());
+                }
+            }
             LinkEvent::Message(message) => sorter.take(publisher, &places, message, Moment::now()),
             LinkEvent::Written => {
                 presence.catch_up(publisher, Moment::now());
@@ -73,9 +91,14 @@ impl Agent {
             LinkEvent::Acknowledged(acknowledgement) => {
                 presence.catch_up(publisher, Moment::now());
                 sorter.catch_up(publisher, Moment::now());
-                refused(publisher, &acknowledgement, &presence);
+                if !pieces.acknowledged(&acknowledgement) {
+                    refused(publisher, &acknowledgement, &presence);
+                }
             }
-            LinkEvent::Down(_) => presence.disconnected(),
+            LinkEvent::Down(_) => {
+                presence.disconnected();
+                pieces.disconnected();
+            }
             _ => {}
         })?;
         let (trigger, stop) = threads::stop_signal();
@@ -93,6 +116,8 @@ impl Agent {
             announcer,
             intake,
             pools,
+            watch: streams.watch(|_| {})?,
+            streams,
             pulse,
             trigger,
         })
@@ -133,6 +158,9 @@ impl Agent {
         for pool in self.pools.iter() {
             first_failure = first_failure.and(pool.join(drained));
         }
+        let streams = self.streams.stop(drained);
+        let watch = threads::join_until(self.watch, drained + Duration::from_secs(1));
+        first_failure = first_failure.and(streams).and(watch);
         self.trigger.stop();
         let pulse = threads::join_until(self.pulse, drained + Duration::from_secs(1));
         first_failure.and(pulse).and(self.link.stop(drained))
@@ -196,6 +224,7 @@ fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions 
             qos: Qos::AtLeastOnce,
             group: None,
             retained: false,
+            is_needed: true,
         });
     }
     LinkOptions {
@@ -222,6 +251,7 @@ fn subscription(service: &Service, id: &Id) -> Subscription {
         qos: Qos::AtLeastOnce,
         group: Some(service.name.as_ref().unwrap_or(id).clone()),
         retained: false,
+        is_needed: true,
     }
 }
 

@@ -6,7 +6,9 @@ use http::Method;
 
 use crate::base::topic::{Id, Topic};
 use crate::link::BrokerUrl;
+use crate::stream::StreamLimits;
 use crate::upstream::UpstreamUrl;
+use crate::wire::whole_bytes;
 
 /// What the agent runs with.
 #[derive(Debug, Clone)]
@@ -19,8 +21,10 @@ pub struct AgentSettings {
     pub keep_alive: Duration,
     /// How long any request may take, whatever it states.
     pub max_timeout: Duration,
-    /// The largest body to take from either side, in bytes.
+    /// The longest body to take from either side, in bytes; 0: any.
     pub max_body_bytes: usize,
+    /// How bodies travel that are no single message.
+    pub streams: StreamLimits,
     /// How much memory the bodies of all requests in hand may take, in bytes.
     pub max_buffered_bytes: usize,
     /// How often it says that it is there; gateways count it as gone after two and a half times that.
@@ -35,7 +39,12 @@ impl AgentSettings {
     /// How much memory the bodies of all requests in hand really may take: one of the largest size
     /// must always fit.
     pub fn buffered_bytes(&self) -> usize {
-        self.max_buffered_bytes.max(self.max_body_bytes)
+        self.max_buffered_bytes.max(self.whole_bytes())
+    }
+
+    /// The longest body that is taken as a whole, in bytes.
+    pub fn whole_bytes(&self) -> usize {
+        whole_bytes(self.max_body_bytes)
     }
 }
 
@@ -142,6 +151,7 @@ impl AgentSettings {
             max_timeout: Duration::from_secs(30),
             max_body_bytes: 1000,
             max_buffered_bytes: 1000,
+            streams: StreamLimits::default(),
             presence_refresh: Duration::from_secs(20),
             reply_prefixes: vec!["recado/".into()],
             services: vec![

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -9,13 +10,14 @@ use toml::Spanned;
 use super::access::RawAccess;
 use super::service::{Direct, PartService};
 use super::values::{
-    BodyBytes, BufferedBytes, Count, KeepAliveS, ListenAddress, MethodName, Template, TimeoutMs,
-    Within, apart, apart_if_any,
+    BodyBytes, BufferedBytes, Count, IdleMs, InlineBytes, KeepAliveS, ListenAddress, MethodName,
+    Streams, Template, TimeoutMs, WindowBytes, Within, apart, apart_if_any,
 };
 use crate::base::topic::{Id, Topic};
 use crate::front::{FrontKind, HttpLimits};
 use crate::gateway::{Admission, DEFAULT_TIMEOUT, Mode};
 use crate::link::{BrokerUrl, TlsFiles};
+use crate::stream::StreamLimits;
 use crate::upstream::UpstreamUrl;
 use crate::wire::Qos;
 
@@ -44,6 +46,10 @@ pub(super) struct Http {
     max_connections: Option<Count>,
     max_head_bytes: Option<Within<1024, 1_048_576>>,
     max_body_bytes: Option<BodyBytes>,
+    inline_bytes: Option<InlineBytes>,
+    max_streams: Option<Streams>,
+    window_bytes: Option<WindowBytes>,
+    stream_idle_ms: Option<IdleMs>,
     max_buffered_bytes: Option<BufferedBytes>,
     head_timeout_ms: Option<TimeoutMs>,
     body_timeout_ms: Option<TimeoutMs>,
@@ -51,12 +57,22 @@ pub(super) struct Http {
 }
 
 impl Http {
+    pub(super) fn streams(&self) -> StreamLimits {
+        stream_limits(
+            self.inline_bytes,
+            self.max_streams,
+            self.window_bytes,
+            self.stream_idle_ms,
+        )
+    }
+
     pub(super) fn limits(self) -> HttpLimits {
         let default = HttpLimits::default();
+        // Each stream has a connection, and the short requests beside them need some too.
+        let beside = |streams: Streams| default.max_connections.max(streams.size() + 64);
+        let connections = self.max_streams.map_or(default.max_connections, beside);
         HttpLimits {
-            max_connections: self
-                .max_connections
-                .map_or(default.max_connections, Within::size),
+            max_connections: self.max_connections.map_or(connections, Within::size),
             max_head_bytes: self
                 .max_head_bytes
                 .map_or(default.max_head_bytes, Within::size),
@@ -76,6 +92,25 @@ impl Http {
                 .idle_timeout_ms
                 .map_or(default.idle_timeout, Within::millis),
         }
+    }
+}
+
+/// The bounds of streams, as a file has them.
+pub(super) fn stream_limits(
+    inline_bytes: Option<InlineBytes>,
+    max_streams: Option<Streams>,
+    window_bytes: Option<WindowBytes>,
+    stream_idle_ms: Option<IdleMs>,
+) -> StreamLimits {
+    let default = StreamLimits::default();
+    let forever = |idle: Duration| Some(idle).filter(|idle| !idle.is_zero());
+    StreamLimits {
+        inline_bytes: inline_bytes.map_or(default.inline_bytes, Within::size),
+        max_streams: max_streams.map_or(default.max_streams, Within::size),
+        window: window_bytes.map_or(default.window, Within::size),
+        idle: stream_idle_ms
+            .map(Within::millis)
+            .map_or(default.idle, forever),
     }
 }
 
@@ -201,6 +236,10 @@ pub(super) struct Agent {
     pub timeout_ms: Option<TimeoutMs>,
     pub max_timeout_ms: Option<TimeoutMs>,
     pub max_body_bytes: Option<BodyBytes>,
+    pub inline_bytes: Option<InlineBytes>,
+    pub max_streams: Option<Streams>,
+    pub window_bytes: Option<WindowBytes>,
+    pub stream_idle_ms: Option<IdleMs>,
     pub max_buffered_bytes: Option<BufferedBytes>,
     pub presence_refresh_s: Option<Within<1, 3_600>>,
     pub reply_prefixes: Option<Vec<String>>,

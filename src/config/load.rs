@@ -120,6 +120,7 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
             .map_or(DEFAULT_KEEP_ALIVE, Within::seconds),
         max_waiting: file.max_waiting.map_or(1024, Within::size),
         presence: file.presence.unwrap_or(true),
+        streams: file.http.streams(),
         http: file.http.limits(),
         routes,
     })
@@ -178,7 +179,13 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
         max_timeout: file
             .max_timeout_ms
             .map_or(Duration::from_secs(30), Within::millis),
-        max_body_bytes: file.max_body_bytes.map_or(1024 * 1024, Within::size),
+        max_body_bytes: file.max_body_bytes.map_or(0, Within::size),
+        streams: file::stream_limits(
+            file.inline_bytes,
+            file.max_streams,
+            file.window_bytes,
+            file.stream_idle_ms,
+        ),
         max_buffered_bytes: file
             .max_buffered_bytes
             .map_or(16 * 1024 * 1024, Within::size),

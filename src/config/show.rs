@@ -7,6 +7,7 @@ use http::Method;
 use crate::agent::{AgentSettings, ServiceMode};
 use crate::gateway::{Admission, GatewaySettings, Mode};
 use crate::link::{BrokerUrl, TlsFiles};
+use crate::stream::StreamLimits;
 
 fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
     let files = broker.tls_files();
@@ -26,6 +27,14 @@ fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
     Ok(())
 }
 
+fn write_streams(f: &mut fmt::Formatter<'_>, limits: &StreamLimits) -> fmt::Result {
+    writeln!(f, "inline_bytes = {}", limits.inline_bytes)?;
+    writeln!(f, "max_streams = {}", limits.max_streams)?;
+    writeln!(f, "window_bytes = {}", limits.window)?;
+    let idle = limits.idle.unwrap_or_default();
+    writeln!(f, "stream_idle_ms = {}", idle.as_millis())
+}
+
 impl fmt::Display for GatewaySettings {
     /// As a configuration file, secrets masked: what `--check` prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,6 +52,7 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
         writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
         writeln!(f, "max_body_bytes = {}", http.max_body_bytes)?;
+        write_streams(f, &self.streams)?;
         writeln!(f, "max_buffered_bytes = {}", http.buffered_bytes())?;
         writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
         writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
@@ -94,6 +104,7 @@ impl fmt::Display for AgentSettings {
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
         writeln!(f, "max_body_bytes = {}", self.max_body_bytes)?;
+        write_streams(f, &self.streams)?;
         writeln!(f, "max_buffered_bytes = {}", self.buffered_bytes())?;
         let refresh = self.presence_refresh.as_secs();
         writeln!(f, "presence_refresh_s = {refresh}")?;

@@ -79,7 +79,15 @@ pub(super) type TimeoutMs = Within<1, 600_000>;
 
 pub(super) type KeepAliveS = Within<5, 3_600>;
 
-pub(super) type BodyBytes = Within<1, 67_108_864>;
+pub(super) type BodyBytes = Within<0, 4_294_967_295>;
+
+pub(super) type InlineBytes = Within<0, 67_108_864>;
+
+pub(super) type WindowBytes = Within<16_384, 67_108_864>;
+
+pub(super) type Streams = Within<0, 65_535>;
+
+pub(super) type IdleMs = Within<0, 86_400_000>;
 
 pub(super) type BufferedBytes = Within<1024, 4_294_967_295>;
 

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Ending, Slot};
+use super::connection::{Connection, Ending};
 use super::handler::{Front, Handler};
 use super::linger::Linger;
 use super::listen::wake;
 use super::options::HttpLimits;
+use super::reading::Slot;
 use super::response::last_answer;
 use crate::base::budget::Budget;
 use crate::base::error::{Error, Result};

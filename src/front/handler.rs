@@ -4,14 +4,32 @@
 //! [`Handler`], and writes what that returns. A handler knows nothing of sockets and may block.
 
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
+
+use socket2::SockRef;
 
 use crate::base::error::Result;
 use crate::http::{Request, Response};
 
+/// In which form a handler takes a request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// All of it at once.
+    Whole,
+    /// All of it at once up to so many bytes, and else as it comes; and what a client sends once its
+    /// connection is upgraded.
+    Stream(usize),
+}
+
 /// Answers requests. Called on many threads at a time; may block.
 pub trait Handler: Send + Sync + 'static {
+    /// In which form it takes the body of a request, of which only the head is here yet.
+    fn takes(&self, _head: &Request) -> Takes {
+        Takes::Whole
+    }
+
     /// Answers one request of a client.
     fn handle(&self, request: Request, client: &Client<'_>) -> Response;
 }
@@ -33,17 +51,22 @@ impl Client<'_> {
         }
     }
 
+    /// Whether an answer may be sent to it as it comes: one that is cut off must not look whole, and
+    /// tiny_http can't close a connection.
+    pub fn takes_streams(&self) -> bool {
+        self.connection.is_some()
+    }
+
     /// Whether it has closed the connection, so that nobody will read the answer. A client that
     /// has closed only its own direction counts as gone too: the two can't be told apart.
     pub fn has_hung_up(&self) -> bool {
         let Some(connection) = self.connection else {
             return false;
         };
-        // Only this thread uses the connection, and it is not reading now.
-        let _ = connection.set_nonblocking(true);
-        let seen = connection.peek(&mut [0]);
-        let _ = connection.set_nonblocking(false);
-        match seen {
+        // Another thread may be reading the request's body.
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(connection).recv_with_flags(&mut byte, flags) {
             Ok(count) => count == 0,
             Err(error) => error.kind() != ErrorKind::WouldBlock,
         }

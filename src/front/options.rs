@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::wire::whole_bytes;
+
 /// Which HTTP server api_1 uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -33,7 +35,7 @@ pub struct HttpLimits {
     pub max_connections: usize,
     /// The longest request line and headers together, in bytes.
     pub max_head_bytes: usize,
-    /// The longest body, in bytes.
+    /// The longest body, in bytes; 0: any, where it can be passed on as it comes.
     pub max_body_bytes: usize,
     /// How much memory the bodies of all requests and answers together may take, in bytes.
     pub max_buffered_bytes: usize,
@@ -49,7 +51,12 @@ impl HttpLimits {
     /// How much memory all bodies together really may take: one of the largest size must always
     /// fit, both ways.
     pub fn buffered_bytes(&self) -> usize {
-        self.max_buffered_bytes.max(2 * self.max_body_bytes)
+        self.max_buffered_bytes.max(2 * self.whole_bytes())
+    }
+
+    /// The longest body that is taken as a whole, in bytes.
+    pub fn whole_bytes(&self) -> usize {
+        whole_bytes(self.max_body_bytes)
     }
 }
 
@@ -58,7 +65,7 @@ impl Default for HttpLimits {
         HttpLimits {
             max_connections: 256,
             max_head_bytes: 16 * 1024,
-            max_body_bytes: 1024 * 1024,
+            max_body_bytes: 0,
             max_buffered_bytes: 8 * 1024 * 1024,
             head_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use http::{Method, Version, header};
+use http::{Method, StatusCode, Version, header};
 
 use crate::http::{Response, has_body};
 
@@ -12,6 +12,38 @@ pub(super) fn last_answer(response: &Response) -> Vec<u8> {
     write_head(&mut out, response, &Method::GET, Version::HTTP_11, false);
     out.extend_from_slice(response.body().as_bytes());
     out
+}
+
+/// How the end of an answer's body is told (RFC 9112, section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delimited {
+    /// It has none.
+    Nothing,
+    /// By its length.
+    Length(u64),
+    /// In chunks.
+    Chunked,
+    /// By the end of the connection.
+    Close,
+    /// It is no body: the connection belongs to another protocol from here on.
+    Upgraded,
+}
+
+impl Delimited {
+    /// How that of an answer to a request with this method and version is.
+    pub fn of(response: &Response, method: &Method, version: Version) -> Delimited {
+        let status = response.status();
+        match response.body().stream() {
+            Some(_) if status == StatusCode::SWITCHING_PROTOCOLS => Delimited::Upgraded,
+            _ if !has_body(status) || *method == Method::HEAD => Delimited::Nothing,
+            None => Delimited::Length(response.body().len() as u64),
+            Some(source) => match source.length() {
+                Some(length) => Delimited::Length(length),
+                None if version == Version::HTTP_10 => Delimited::Close,
+                None => Delimited::Chunked,
+            },
+        }
+    }
 }
 
 /// Writes the status line and the fields.
@@ -28,20 +60,18 @@ pub(super) fn write_head(
     out.push(b' ');
     out.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
     out.extend_from_slice(b"\r\n");
+    let delimited = Delimited::of(response, method, version);
     let mut dated = false;
-    let mut stated_length = false;
     for (name, value) in response.headers() {
         // The connection and its framing are this server's own. Only the length of what HEAD
-        // does not send is the handler's to say.
-        if name == header::CONTENT_LENGTH {
-            if *method != Method::HEAD || !has_body(status) {
-                continue;
-            }
-            stated_length = true;
-        } else if matches!(
-            *name,
-            header::CONNECTION | header::TRANSFER_ENCODING | header::TRAILER | header::UPGRADE
-        ) {
+        // does not send is the handler's to say, and what the connection is upgraded to.
+        let is_own = match *name {
+            header::CONTENT_LENGTH => *method != Method::HEAD || !has_body(status),
+            header::UPGRADE => delimited != Delimited::Upgraded,
+            header::CONNECTION | header::TRANSFER_ENCODING | header::TRAILER => true,
+            _ => false,
+        };
+        if is_own {
             continue;
         }
         dated |= name == header::DATE;
@@ -51,13 +81,24 @@ pub(super) fn write_head(
         let date = httpdate::fmt_http_date(SystemTime::now());
         write_field(out, b"date", date.as_bytes());
     }
-    // The answer to HEAD that has no body to count states none (RFC 9110, section 8.6).
-    let is_counted = *method != Method::HEAD || !response.body().is_empty();
-    if has_body(status) && !stated_length && is_counted {
-        let length = response.body().len().to_string();
-        write_field(out, b"content-length", length.as_bytes());
+    match delimited {
+        Delimited::Length(length) => {
+            write_field(out, b"content-length", length.to_string().as_bytes());
+        }
+        Delimited::Chunked => write_field(out, b"transfer-encoding", b"chunked"),
+        // The answer to HEAD that has no body to count states none (RFC 9110, section 8.6).
+        Delimited::Nothing if *method == Method::HEAD && has_body(status) => {
+            let is_stated = response.headers().contains_key(header::CONTENT_LENGTH);
+            if !is_stated && !response.body().is_empty() {
+                let length = response.body().len().to_string();
+                write_field(out, b"content-length", length.as_bytes());
+            }
+        }
+        Delimited::Nothing | Delimited::Close | Delimited::Upgraded => {}
     }
-    if !keep_alive {
+    if delimited == Delimited::Upgraded {
+        write_field(out, b"connection", b"upgrade");
+    } else if !keep_alive {
         write_field(out, b"connection", b"close");
     } else if version == Version::HTTP_10 {
         write_field(out, b"connection", b"keep-alive");

@@ -84,7 +84,7 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
         idle: Duration::from_secs(10),
     };
     let pool = Arc::new(Pool::new(options, move |request| {
-        answer(request, &handler, limits.max_body_bytes);
+        answer(request, &handler, limits.whole_bytes());
     }));
     let (trigger, stop) = threads::stop_signal();
     let (ring, rings) = crossbeam_channel::bounded(MAX_RINGS);
@@ -340,10 +340,20 @@ fn convert(
     {
         return Err(too_large);
     }
+    // To it, what asks for an upgrade has a body without an end.
+    let asks_upgrade = |value: &HeaderValue| {
+        let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
+        text.contains("upgrade")
+    };
+    let mut options = converted.headers().get_all(header::CONNECTION).iter();
+    let most = match options.any(asks_upgrade) {
+        true => request.body_length().unwrap_or(0),
+        false => max_body_bytes + 1,
+    };
     let mut body = Vec::new();
     request
         .as_reader()
-        .take(max_body_bytes as u64 + 1)
+        .take(most as u64)
         .read_to_end(&mut body)
         .map_err(|_| bad("the body ended early"))?;
     if body.len() > max_body_bytes {

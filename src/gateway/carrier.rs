@@ -29,6 +29,8 @@ pub(super) struct Carrier {
     pub inboxes: Arc<Inboxes>,
     pub presence: Arc<Presence>,
     pub access: Access,
+    /// The longest body that is one message.
+    pub whole_bytes: usize,
 }
 
 impl Carrier {
@@ -57,11 +59,15 @@ impl Carrier {
             LinkEvent::Ready => {
                 log::info!("ready as gateway {id}");
                 known.connected(relied_upon && publisher.offer().retain);
+                received.streams().connected(publisher, Instant::now());
                 received.probe(publisher);
             }
             LinkEvent::Acknowledged(acknowledgement) => received.acknowledged(&acknowledgement),
-            LinkEvent::Message(message) => received.receive(message, &known),
-            LinkEvent::Down(_) => known.forget(),
+            LinkEvent::Message(message) => received.receive(publisher, message, &known),
+            LinkEvent::Down(_) => {
+                known.forget();
+                received.streams().disconnected();
+            }
             _ => {}
         })?;
         let publisher = link.publisher().clone();
@@ -71,6 +77,7 @@ impl Carrier {
             inboxes,
             presence,
             access: settings.access.clone(),
+            whole_bytes: settings.http.whole_bytes(),
         };
         Ok((link, shared))
     }

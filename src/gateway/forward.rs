@@ -1,19 +1,49 @@
 //! HTTP mode: any HTTP request to an agent, as if the service behind it were here.
 
-use std::time::Duration;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use http::Version;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
+use http::{StatusCode, Version};
 
+use super::call::{Call, Inbox, Reply};
 use super::carrier::{Answer, Asked, Carrier};
 use super::onward::{append, ends_here, onward};
+use super::router::Endpoint;
+use super::settings::Mode;
 use super::table::Target;
-use crate::http::{Body, Failure, Problem, Request};
-use crate::wire::http::{read_reply, write_request};
+use crate::base::topic::Topic;
+use crate::front::Takes;
+use crate::http::{Body, Failure, Problem, Request, Response, Source};
+use crate::stream::{Incoming, Opened, TooMany, Why, send_on};
+use crate::wire::http::{UPGRADE, read_reply, write_request};
 use crate::wire::reply::error;
+use crate::wire::stream::{read_length, write_length};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// In which form the body of a request is taken.
+pub(super) fn takes(carrier: &Carrier, head: &Request, now: Instant) -> Takes {
+    let streams = carrier.inboxes.streams();
+    let is_stream = || {
+        let found = carrier.router.find(head).ok()?;
+        let Endpoint::Route(number) = found.endpoint else {
+            return None;
+        };
+        let topic = carrier.router.topic(number, &found).ok()?;
+        let is_http = carrier.router.routes()[number].mode == Mode::Http;
+        let inbox = &carrier.inboxes.of(number).topic;
+        // Waits for who is announced last, in the first second of a connection.
+        let target = carrier.presence.http_target(&topic, inbox, now);
+        Some(is_http && target == Target::There { streams: true })
+    };
+    match streams.is_open() && is_stream() == Some(true) {
+        true => Takes::Stream(streams.limits().inline_bytes.min(carrier.whole_bytes)),
+        false => Takes::Whole,
+    }
+}
 
 /// Carries a request to an agent and its reply back.
 pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Failure> {
@@ -22,60 +52,159 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         found,
         request,
         client,
-        caller,
         id,
         begun,
+        ..
     } = *asked;
     let route = &carrier.router.routes()[number];
-    refuse_upgrade(request)?;
     if let Some(response) = ends_here(request, &route.methods) {
         return Ok(response.into());
     }
     let topic = carrier.router.topic(number, found)?;
     let inbox = carrier.inboxes.of(number);
-    carrier
-        .publisher
-        .connected()
-        .map_err(Failure::NotConnected)?;
-    carrier
-        .inboxes
-        .check(&carrier.publisher)
-        .map_err(Failure::Denied)?;
-    match carrier.presence.http_target(&topic, inbox.topic(), begun) {
-        Target::There => {}
-        Target::Absent => return Err(Failure::NoAgent(topic.to_string())),
-        Target::NotKnownYet => return Err(carrier.not_known_yet()),
-        Target::Denied(what) => return Err(Failure::Denied(what)),
+    let streams = target(carrier, &topic, inbox, begun)? && client.takes_streams();
+    let upgrade = asked_upgrade(request);
+    if upgrade.is_some() && !(streams && request.body().stream().is_some()) {
+        return Err(Failure::Upgrade);
     }
-    let target = carrier.router.target(number, request);
-    let target: PathAndQuery = target.parse().map_err(|_| Failure::BadTarget(target))?;
+    if request.body().stream().is_some() && !streams {
+        return Err(Failure::NoStream(topic.to_string()));
+    }
     let timeout = timeout(request, route.timeout);
     let mut call = carrier.inboxes.prepare(inbox, topic, begun, timeout)?;
-    call.properties.content_type = None;
-    let trusted = carrier.access.trusts(client.peer);
-    let onward = onward(request, client.peer, trusted, caller, id);
-    write_request(&onward, &target, &mut call.properties);
+    write(carrier, asked, &mut call)?;
+    call.qos = route.qos;
+    if streams {
+        carrier
+            .inboxes
+            .streams()
+            .offer()
+            .write(&mut call.properties);
+    }
+    if let Some(protocol) = &upgrade {
+        let property = (UPGRADE.to_owned(), protocol.clone());
+        call.properties.user.push(property);
+    }
+    let upload = match request.body().stream() {
+        Some(source) => Some(upload(carrier, &mut call, source)?),
+        None => None,
+    };
     log::debug!(
-        "request {id}: {} {target} to {} as {:?}",
+        "request {id}: {} to {} as {:?}",
         request.method(),
         call.topic,
         call.correlation
     );
+    let called = inbox.call(&carrier.publisher, client, &carrier.presence, call);
+    let response = called.and_then(|(reply, timing)| {
+        let response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
+        Ok(Answer { response, timing })
+    });
+    // Where the answer is all here, nobody takes the rest of the body.
+    let goes_on = |it: &Answer| it.response.body().stream().is_some();
+    if let Some(upload) = &upload
+        && !response.as_ref().is_ok_and(goes_on)
+    {
+        upload.stream().abort(Why::ClientGone);
+    }
+    response
+}
+
+// Whether all who serve a topic take streams.
+//
+// Errors: nobody is there, or can be asked.
+fn target(
+    carrier: &Carrier,
+    topic: &Topic,
+    inbox: &Inbox,
+    begun: Instant,
+) -> std::result::Result<bool, Failure> {
+    let connected = carrier.publisher.connected();
+    connected.map_err(Failure::NotConnected)?;
+    let readable = carrier.inboxes.check(&carrier.publisher);
+    readable.map_err(Failure::Denied)?;
+    match carrier.presence.http_target(topic, &inbox.topic, begun) {
+        Target::There { streams } => Ok(streams && carrier.inboxes.streams().is_open()),
+        Target::Absent => Err(Failure::NoAgent(topic.to_string())),
+        Target::NotKnownYet => Err(carrier.not_known_yet()),
+        Target::Denied(what) => Err(Failure::Denied(what)),
+    }
+}
+
+// Writes the request as its agent gets it.
+fn write(
+    carrier: &Carrier,
+    asked: &Asked<'_>,
+    call: &mut Call,
+) -> std::result::Result<(), Failure> {
+    let request = asked.request;
+    let target = carrier.router.target(asked.route, request);
+    let target: PathAndQuery = target.parse().map_err(|_| Failure::BadTarget(target))?;
+    call.properties.content_type = None;
+    let peer = asked.client.peer;
+    let trusted = carrier.access.trusts(peer);
+    let onward = onward(request, peer, trusted, asked.caller, asked.id);
+    let follows = request.body().stream();
+    write_request(&onward, &target, follows.is_some(), &mut call.properties);
+    if let Some(source) = follows {
+        write_length(source.length(), &mut call.properties);
+    }
     call.payload = onward.body().to_bytes();
-    call.qos = route.qos;
-    let (reply, timing) = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
-    let mut response =
-        read_reply(&reply, request.method()).map_err(|bad| Failure::BadReply(bad.to_string()))?;
-    let error = error(&reply.properties).map_err(|bad| Failure::BadReply(bad.to_string()))?;
+    Ok(())
+}
+
+// Lets the body follow, as soon as an agent says that it takes it, and where to.
+fn upload(
+    carrier: &Carrier,
+    call: &mut Call,
+    source: &Arc<dyn Source>,
+) -> std::result::Result<Arc<Opened>, Failure> {
+    let streams = carrier.inboxes.streams();
+    let opened = streams.open(call.correlation, &carrier.publisher);
+    let opened = opened.map_err(|TooMany(limit)| Failure::TooManyStreams(limit))?;
+    let opened = Arc::new(opened);
+    call.upload = Some(Arc::clone(opened.stream()));
+    send_on(
+        streams,
+        Arc::clone(source),
+        &opened,
+        0,
+        |error| match error.kind() {
+            ErrorKind::FileTooLarge => Why::TooLarge,
+            ErrorKind::InvalidData => Why::Violation,
+            _ => Why::ClientGone,
+        },
+    );
+    Ok(opened)
+}
+
+// The answer that a reply tells of.
+fn response(
+    reply: Reply,
+    request: &Request,
+    upload: Option<&Arc<Opened>>,
+    upgrades: bool,
+) -> std::result::Result<Response, Failure> {
+    let bad = |bad: &dyn std::fmt::Display| Failure::BadReply(bad.to_string());
+    let Reply { message, opened } = reply;
+    let mut response = read_reply(&message, request.method()).map_err(|it| bad(&it))?;
+    let error = error(&message.properties).map_err(|it| bad(&it))?;
     if let Some(hop) = error {
-        let told = Problem::from_agent(response.status(), hop, &reply.payload);
+        let told = Problem::from_agent(response.status(), hop, &message.payload);
         return Err(Failure::Told(told));
     }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !upgrades {
+        return Err(bad(&"it upgrades what was to stay"));
+    }
     append(response.headers_mut(), header::VIA, "1.1 recado");
-    Ok(Answer {
-        response: response.map(Body::from),
-        timing,
-    })
+    let Some(length) = read_length(&message.properties).map_err(|it| bad(&it))? else {
+        return Ok(response.map(Body::from));
+    };
+    let opened = opened.or_else(|| upload.cloned());
+    let opened =
+        opened.ok_or_else(|| bad(&"its body is not here, and it was not asked to be sent"))?;
+    let source = Incoming::new(opened, length, Why::ClientGone);
+    Ok(response.map(|_| Body::Stream(Arc::new(source))))
 }
 
 /// How long this caller waits: the route's time, or less if it asks for less (RFC 7240,
@@ -96,27 +225,22 @@ pub(super) fn timeout(request: &Request, longest: Duration) -> Duration {
         .map_or(longest, |wished| wished.min(longest))
 }
 
-// A tunnel can't be carried as one request and one reply. A client that merely offers HTTP/2 is
-// served with HTTP/1.1 (RFC 9110, section 7.8).
-// In HTTP/1.0 there is no upgrade, so there the field says nothing.
-fn refuse_upgrade(request: &Request) -> std::result::Result<(), Failure> {
-    if request.version() == Version::HTTP_10 {
-        return Ok(());
+// The protocols that the client would like to go on with, if it would. One that merely offers HTTP/2 is
+// served with HTTP/1.1 (RFC 9110, section 7.8), and so is one that sends a body first. In HTTP/1.0 there
+// is no upgrade, so there the field says nothing.
+fn asked_upgrade(request: &Request) -> Option<String> {
+    let headers = request.headers();
+    let has_body = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    if request.version() == Version::HTTP_10 || has_body.iter().any(|it| headers.contains_key(it)) {
+        return None;
     }
-    let wanted = request
-        .headers()
-        .get_all(header::UPGRADE)
-        .iter()
-        .any(|value| {
-            let protocols = value.to_str().unwrap_or_default().split(',');
-            protocols
-                .into_iter()
-                .any(|name| !name.trim().eq_ignore_ascii_case("h2c"))
-        });
-    if !wanted {
-        return Ok(());
-    }
-    Err(Failure::Upgrade)
+    let values = headers.get_all(header::UPGRADE).iter();
+    let protocols = values.flat_map(|value| value.to_str().unwrap_or_default().split(','));
+    let wanted = protocols
+        .map(str::trim)
+        .filter(|name| !name.eq_ignore_ascii_case("h2c"));
+    let wanted: Vec<&str> = wanted.collect();
+    (!wanted.is_empty()).then(|| wanted.join(", "))
 }
 
 #[cfg(test)]
@@ -148,14 +272,15 @@ mod tests {
     }
 
     #[test]
-    fn tunnels_are_refused() {
-        let refused = |value| refuse_upgrade(&request(&[("upgrade", value)])).is_err();
-        assert!(refused("websocket"));
-        assert!(refused("h2c, websocket"));
-        assert!(!refused("h2c"));
-        assert!(refuse_upgrade(&request(&[])).is_ok());
+    fn an_upgrade_is_asked_for_in_http_1_1() {
+        let asked = |value| asked_upgrade(&request(&[("upgrade", value)]));
+        assert_eq!(asked("websocket").as_deref(), Some("websocket"));
+        assert_eq!(asked("h2c, websocket").as_deref(), Some("websocket"));
+        assert_eq!(asked("a/1, b").as_deref(), Some("a/1, b"));
+        assert_eq!(asked("h2c"), None);
+        assert_eq!(asked_upgrade(&request(&[])), None);
         let mut old = request(&[("upgrade", "websocket")]);
         *old.version_mut() = Version::HTTP_10;
-        assert!(refuse_upgrade(&old).is_ok());
+        assert_eq!(asked_upgrade(&old), None);
     }
 }

@@ -1,30 +1,29 @@
 //! Where replies come in, and how they find who waits for them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::pending::{Completion, GaveUp, Pending};
+use super::call::{Call, Inbox, Reply};
+use super::pending::{Completion, Pending};
 use super::presence::Presence;
 use super::probe::Probe;
 use super::router::Router;
 use super::settings::GatewaySettings;
-use super::timing::Timing;
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::logging::excerpt;
 use crate::base::topic::{Id, Topic, TopicFilter};
-use crate::front::Client;
 use crate::http::Failure;
-use crate::link::{Acknowledgement, Delivery, PublishError, Publisher, Subscription};
+use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
+use crate::stream::{Streams, TooMany};
 use crate::wire::deadline::{Sent, request_properties};
 use crate::wire::json::received;
-use crate::wire::reply::{ERROR, timing};
-use crate::wire::{Correlation, Message, Properties, Qos, presence};
-
-/// How often a waiting request looks whether its client is still there, and who it asks able to answer.
-const LOOK: Duration = Duration::from_millis(200);
+use crate::wire::reply::ERROR;
+use crate::wire::stream::{Offer, agent_at, gateway_topic, read_length};
+use crate::wire::{BadProperty, Correlation, Message, Qos, presence};
 
 /// Every inbox of a gateway.
 pub(super) struct Inboxes {
@@ -34,30 +33,10 @@ pub(super) struct Inboxes {
     http: Inbox,
     probe: Probe,
     dropped: AtomicU64,
+    // Bodies that are no single message.
+    streams: Arc<Streams>,
     // Names the clock that requests are stamped with.
     instance: String,
-}
-
-/// One topic where replies come in, and who waits for them.
-pub(super) struct Inbox {
-    topic: Topic,
-    // Where peers that know no Response Topic answer, and what they answer to.
-    old_peers: Option<(Topic, Topic)>,
-    pending: Pending<std::result::Result<Message, Failure>>,
-    max_body_bytes: usize,
-}
-
-/// A request about to be published.
-pub(super) struct Call {
-    pub topic: Topic,
-    pub payload: Bytes,
-    pub properties: Properties,
-    pub qos: Qos,
-    /// Whether a peer that knows no correlation may answer it.
-    pub open: bool,
-    pub correlation: Correlation,
-    pub deadline: Instant,
-    pub timeout: Duration,
 }
 
 impl Inboxes {
@@ -67,7 +46,7 @@ impl Inboxes {
                 topic: Topic::new(topic).map_err(|error| Error::Usage(error.to_string()))?,
                 old_peers,
                 pending: Pending::new(settings.max_waiting),
-                max_body_bytes: settings.http.max_body_bytes,
+                max_body_bytes: settings.http.whole_bytes(),
             })
         };
         let json = router.json_routes().map(|(number, response_topic)| {
@@ -88,9 +67,19 @@ impl Inboxes {
             http,
             probe: Probe::new(correlation()?, correlation()?, topics),
             dropped: AtomicU64::new(0),
+            streams: Streams::new(
+                gateway_topic(id).map_err(|error| Error::Usage(error.to_string()))?,
+                settings.streams,
+                settings.http.buffered_bytes(),
+            ),
             // It goes with every request, so it is short; it only tells the gateways of one agent apart.
             instance: Id::random().as_str()[..8].to_owned(),
         })
+    }
+
+    /// The streams of this gateway.
+    pub fn streams(&self) -> &Arc<Streams> {
+        &self.streams
     }
 
     /// The inbox of a route.
@@ -105,6 +94,7 @@ impl Inboxes {
             qos: Qos::AtLeastOnce,
             group: None,
             retained,
+            is_needed: true,
         };
         let mut all = Vec::new();
         for inbox in self.all() {
@@ -116,6 +106,7 @@ impl Inboxes {
         if let Ok(filter) = TopicFilter::new(presence::FILTER) {
             all.push(subscription(filter, true));
         }
+        all.extend(self.streams.subscription());
         all
     }
 
@@ -145,12 +136,13 @@ impl Inboxes {
         Ok(Call {
             topic,
             payload: Bytes::new(),
-            properties: request_properties(inbox.topic(), correlation, time_left, sent),
+            properties: request_properties(&inbox.topic, correlation, time_left, sent),
             qos: Qos::AtMostOnce,
             open: false,
             correlation,
             deadline: begun + timeout,
             timeout,
+            upload: None,
         })
     }
 
@@ -178,7 +170,8 @@ impl Inboxes {
     /// Takes what the broker said to a request with QoS 1: who waits for a reply to one that
     /// reached nobody need not wait any longer. Runs on the mqtt thread.
     pub fn acknowledged(&self, acknowledgement: &Acknowledgement) {
-        if self.probe.acknowledged(acknowledgement) {
+        let is_streams = self.streams.acknowledged(acknowledgement);
+        if is_streams || self.probe.acknowledged(acknowledgement) {
             return;
         }
         let topic = &acknowledgement.topic;
@@ -203,8 +196,11 @@ impl Inboxes {
     }
 
     /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
-    pub fn receive(&self, message: Message, known: &Presence) {
-        if known.update(&message.topic, &message.payload, Instant::now()) {
+    pub fn receive(&self, publisher: &Publisher, message: Message, known: &Presence) {
+        let now = Instant::now();
+        if self.streams.take(publisher, &message, now)
+            || known.update(&message.topic, &message.payload, now)
+        {
             return;
         }
         match self.probe.is_back(&message) {
@@ -236,9 +232,8 @@ impl Inboxes {
                 if let Some((_, request_topic)) = &inbox.old_peers {
                     known.answered(request_topic, Instant::now());
                 }
-                inbox
-                    .pending
-                    .complete(correlation, Ok(message), Instant::now())
+                let reply = self.reply(publisher, message, correlation);
+                inbox.pending.complete(correlation, reply, Instant::now())
             }
             Some(None) => Completion::Unknown,
             None => match &inbox.old_peers {
@@ -249,7 +244,11 @@ impl Inboxes {
                 Some((_, request_topic)) => match received(&message.payload) {
                     Ok(which) => {
                         known.answered(request_topic, Instant::now());
-                        inbox.pending.complete_oldest(&which, Ok(message))
+                        let reply = Reply {
+                            message,
+                            opened: None,
+                        };
+                        inbox.pending.complete_oldest(&which, Ok(reply))
                     }
                     Err(bad) => return self.drop_message(&topic, &bad.to_string()),
                 },
@@ -262,6 +261,49 @@ impl Inboxes {
             }
             Completion::Unknown => self.drop_message(&topic, "nobody waits for it"),
         }
+    }
+
+    // A reply, and the stream of its body if that is no single message: it is there before anybody
+    // knows of the reply, since its pieces follow at once.
+    fn reply(
+        &self,
+        publisher: &Publisher,
+        message: Message,
+        correlation: Correlation,
+    ) -> std::result::Result<Reply, Failure> {
+        let bad = |bad: BadProperty| Failure::BadReply(bad.to_string());
+        let offer = Offer::read(&message.properties).map_err(bad)?;
+        let follows = read_length(&message.properties).map_err(bad)?.is_some();
+        let Some(offer) = offer.filter(|_| follows) else {
+            return Ok(Reply {
+                message,
+                opened: None,
+            });
+        };
+        if agent_at(offer.topic.as_str()).is_none() {
+            return Err(Failure::BadReply(format!(
+                "its stream {} is none of an agent",
+                offer.topic
+            )));
+        }
+        if let Some(stream) = self.streams.find(correlation) {
+            // The request has one: its answer comes on the same.
+            stream.set_peer(offer.topic.as_str());
+            stream.expect();
+            stream.grant(offer.window);
+            return Ok(Reply {
+                message,
+                opened: None,
+            });
+        }
+        let opened = self.streams.open(correlation, publisher);
+        let opened = opened.map_err(|TooMany(limit)| Failure::NoStreamForAnswer(limit))?;
+        opened.stream().set_peer(offer.topic.as_str());
+        opened.stream().expect();
+        Ok(Reply {
+            message,
+            opened: Some(Arc::new(opened)),
+        })
     }
 
     // What an HTTP service answers may be confidential: only its size is logged.
@@ -280,72 +322,6 @@ impl Inboxes {
     }
 }
 
-impl Inbox {
-    /// Where replies are to be sent.
-    pub fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    fn is_old(&self, topic: &str) -> bool {
-        let old = self.old_peers.as_ref();
-        old.is_some_and(|(response_topic, _)| response_topic.as_str() == topic)
-    }
-
-    /// Publishes a request and blocks for its reply, until the deadline.
-    ///
-    /// Errors: it could not be published, nobody replied in time, or the reply is too large.
-    pub fn call(
-        &self,
-        publisher: &Publisher,
-        client: &Client<'_>,
-        known: &Presence,
-        call: Call,
-    ) -> std::result::Result<(Message, Timing), Failure> {
-        if call.deadline <= Instant::now() {
-            return Err(Failure::TooLate);
-        }
-        // First the waiter, then the request: the reply must find it.
-        let ticket = self
-            .pending
-            .register(call.correlation, call.open.then(|| call.payload.clone()))
-            .map_err(|_| Failure::TooManyWaiting(self.pending.capacity()))?;
-        let published = Instant::now();
-        let topic = call.topic;
-        publisher
-            .publish(
-                Message {
-                    topic: topic.to_string(),
-                    payload: call.payload,
-                    qos: call.qos,
-                    properties: call.properties,
-                    ..Message::default()
-                },
-                Some(call.deadline),
-            )
-            .map_err(not_published)?;
-        let is_wanted = || !client.has_hung_up() && known.denied(&topic, &self.topic).is_none();
-        let reply = ticket
-            .wait_while(call.deadline, LOOK, is_wanted)
-            .map_err(|gave_up| match gave_up {
-                GaveUp::TimedOut => Failure::NoReply(call.timeout),
-                GaveUp::Unwanted => match known.denied(&topic, &self.topic) {
-                    Some(what) => Failure::DeniedMeanwhile(what),
-                    None => Failure::HungUp,
-                },
-            })??;
-        if reply.payload.len() > self.max_body_bytes {
-            return Err(Failure::ReplyOver(self.max_body_bytes));
-        }
-        let (queue, upstream) = timing(&reply.properties);
-        let timing = Timing {
-            away: Some(published.elapsed()),
-            queue,
-            upstream,
-        };
-        Ok((reply, timing))
-    }
-}
-
 /// Errors: the system gives no random numbers. A correlation that could be guessed would be worse
 /// than no answer.
 fn random_correlation() -> std::result::Result<Correlation, Failure> {
@@ -356,20 +332,13 @@ fn random_correlation() -> std::result::Result<Correlation, Failure> {
     }
 }
 
-fn not_published(error: PublishError) -> Failure {
-    match error {
-        PublishError::NotConnected(reason) => Failure::NotConnected(reason),
-        PublishError::Busy | PublishError::Stalled(_) => Failure::Stalled(error.to_string()),
-        PublishError::TooLarge { .. } => Failure::RequestTooLarge(error.to_string()),
-        PublishError::NotSupported(_) => Failure::NotSupported(error.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::settings::{Access, Route};
     use super::*;
-    use crate::link::Memory;
+    use crate::front::Client;
+    use crate::link::{Memory, PublishError};
+    use crate::wire::Properties;
 
     fn inboxes() -> Inboxes {
         let settings = GatewaySettings {
@@ -381,6 +350,7 @@ mod tests {
             max_waiting: 1,
             presence: true,
             http: Default::default(),
+            streams: Default::default(),
             access: Access::default(),
             routes: Route::built_in(),
         };
@@ -401,6 +371,7 @@ mod tests {
             correlation: Correlation([correlation; 16]),
             deadline: Instant::now() + timeout,
             timeout,
+            upload: None,
         }
     }
 
@@ -417,7 +388,7 @@ mod tests {
             let reply = inboxes
                 .http
                 .call(&publisher, &Client::patient(), &known, call(1, LONG));
-            reply.map(|(message, _)| message)
+            reply.map(|(reply, _)| reply.message)
         })
     }
 
@@ -434,7 +405,8 @@ mod tests {
     fn a_reply_finds_who_waits_for_it_and_nothing_else_does() {
         let reply = answered(|inboxes, request| {
             let known = Presence::default();
-            let inbox = inboxes.http.topic().to_string();
+            let (_, publisher, _) = Memory::start();
+            let inbox = inboxes.http.topic.to_string();
             let mut foreign = reply_to(&request, &inbox);
             foreign.properties.correlation_data = Some(Bytes::from_static(b"another"));
             let mut retained = reply_to(&request, &inbox);
@@ -442,6 +414,7 @@ mod tests {
             let elsewhere = reply_to(&request, "api/ping/response");
             for wrong in [foreign, retained, elsewhere] {
                 inboxes.receive(
+                    &publisher,
                     Message {
                         payload: Bytes::new(),
                         ..wrong
@@ -449,7 +422,7 @@ mod tests {
                     &known,
                 );
             }
-            inboxes.receive(reply_to(&request, &inbox), &known);
+            inboxes.receive(&publisher, reply_to(&request, &inbox), &known);
         });
         assert_eq!(reply.unwrap().payload, "pong");
     }

@@ -28,10 +28,10 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
             .inboxes
             .check(&carrier.publisher)
             .map_err(Failure::Denied)?;
-        match carrier.presence.json_target(&topic, inbox.topic(), begun) {
+        match carrier.presence.json_target(&topic, &inbox.topic, begun) {
             Target::Absent => return Err(Failure::NoAgent(topic.to_string())),
             Target::Denied(what) => return Err(Failure::Denied(what)),
-            Target::There | Target::NotKnownYet => {}
+            Target::There { .. } | Target::NotKnownYet => {}
         }
     }
     let timeout = forward::timeout(request, route.timeout);
@@ -45,7 +45,8 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     // Equal requests to different topics are not equal.
     call.open = route.request_topic.parameters().count() == 0;
     let (reply, timing) = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
-    let reply = read_json_reply(&reply).map_err(|bad| Failure::BadReply(bad.to_string()))?;
+    let reply =
+        read_json_reply(&reply.message).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     if let Some(hop) = reply.error {
         let told = Problem::from_agent(reply.status, hop, &reply.body);
         return Err(Failure::Told(told));

@@ -17,6 +17,8 @@ const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
 /// How long an agent that has left may go on answering.
 const LEAVING: Duration = Duration::from_secs(4);
 
+/// How long an agent takes to say that it is still there, when another one with its id has left.
+const SAYS_SO: Duration = Duration::from_millis(200);
 /// How long after everything seems to be said what is missing is still waited for: nothing obliges a
 /// broker to send retained messages before others, and rmqtt sends them from a task of their own.
 const STRAGGLERS: Duration = Duration::from_secs(1);
@@ -109,7 +111,7 @@ impl Presence {
         let table = self.search(now, |table| table.serves(topic, inbox).is_some());
         match (table.serves(topic, inbox), table.complete.is_some()) {
             (Some(found), _) => found,
-            (None, true) if table.forgetful => Target::There,
+            (None, true) if table.forgetful => Target::There { streams: false },
             (None, true) => Target::Absent,
             (None, false) => Target::NotKnownYet,
         }
@@ -124,13 +126,29 @@ impl Presence {
             return found;
         }
         match table.left.get_mut(topic.as_str()) {
-            None => Target::There,
+            None => Target::There { streams: false },
             Some(last) if now.saturating_duration_since(*last) < BENEFIT_OF_DOUBT => Target::Absent,
             Some(last) => {
                 *last = now;
-                Target::There
+                Target::There { streams: false }
             }
         }
+    }
+
+    /// Whether somebody has left, some time ago, since this was asked last. One whose id another agent
+    /// has too says meanwhile that it is still there.
+    pub fn somebody_left(&self, now: Instant) -> bool {
+        let mut table = lock(&self.table);
+        table.end_the_silent(now);
+        let is_due = |left: &mut Instant| now >= *left + SAYS_SO;
+        table.last_left.take_if(is_due).is_some()
+    }
+
+    /// Whether this agent is known to be there.
+    pub fn is_there(&self, id: &str, instance: &str) -> bool {
+        let table = lock(&self.table);
+        let mut twins = table.agents.get(id).into_iter().flatten();
+        twins.any(|known| known.announcement.instance == instance)
     }
 
     /// What the broker denies all who serve this topic, if it does: a request that is on its way to
@@ -168,6 +186,7 @@ mod tests {
             instance: "1".into(),
             refresh_s: None,
             denied: Vec::new(),
+            streams: false,
             leaving: false,
         })
         .unwrap()
@@ -203,7 +222,7 @@ mod tests {
         assert!(presence.update(at, &announcement("demo", &[requests.as_str()]), now));
         assert_eq!(
             presence.http_target(&requests, &inbox(), now),
-            Target::There
+            Target::There { streams: false }
         );
         assert_eq!(
             presence.http_target(&topic("x/y"), &inbox(), now),
@@ -223,7 +242,7 @@ mod tests {
         presence.complete(long_ago());
         assert_eq!(
             presence.http_target(&requests, &inbox(), now),
-            Target::There
+            Target::There { streams: false }
         );
     }
 
@@ -242,7 +261,7 @@ mod tests {
                 presence.update(&at, &announcement(id, &[topics]), now);
             }
             for target in asked {
-                assert_eq!(target.join().unwrap(), Target::There);
+                assert_eq!(target.join().unwrap(), Target::There { streams: false });
             }
             let unknown = scope.spawn(|| presence.agent("unknown", now));
             presence.forget();
@@ -274,16 +293,22 @@ mod tests {
         let now = Instant::now();
         let at = "recado/agents/demo/presence";
         let ping = topic("api/ping/request");
-        assert_eq!(presence.json_target(&ping, &inbox(), now), Target::There);
+        assert_eq!(
+            presence.json_target(&ping, &inbox(), now),
+            Target::There { streams: false }
+        );
         presence.update(at, &announcement("demo", &[ping.as_str()]), now);
         presence.update(at, b"", now);
         assert_eq!(presence.json_target(&ping, &inbox(), now), Target::Absent);
         assert_eq!(
             presence.json_target(&topic("other"), &inbox(), now),
-            Target::There
+            Target::There { streams: false }
         );
         let later = now + BENEFIT_OF_DOUBT;
-        assert_eq!(presence.json_target(&ping, &inbox(), later), Target::There);
+        assert_eq!(
+            presence.json_target(&ping, &inbox(), later),
+            Target::There { streams: false }
+        );
         assert_eq!(presence.json_target(&ping, &inbox(), later), Target::Absent);
         presence.answered(&ping, now);
         assert_eq!(
@@ -292,7 +317,10 @@ mod tests {
             "a last reply"
         );
         presence.answered(&ping, later);
-        assert_eq!(presence.json_target(&ping, &inbox(), later), Target::There);
+        assert_eq!(
+            presence.json_target(&ping, &inbox(), later),
+            Target::There { streams: false }
+        );
     }
 
     // An announcement with further members.
@@ -320,9 +348,9 @@ mod tests {
             presence.update(at, &saying(serde_json::json!({ "refresh_s": 20 })), now);
         };
         announce(0);
-        assert_eq!(target(49), Target::There);
+        assert_eq!(target(49), Target::There { streams: false });
         announce(20);
-        assert_eq!(target(69), Target::There);
+        assert_eq!(target(69), Target::There { streams: false });
         assert_eq!(target(70), Target::Absent);
         assert!(presence.agents(begun + Duration::from_secs(70)).is_empty());
         let now = begun + Duration::from_secs(71);
@@ -331,10 +359,10 @@ mod tests {
             Target::Absent
         );
         announce(80);
-        assert_eq!(target(81), Target::There);
+        assert_eq!(target(81), Target::There { streams: false });
         // Old agents say it once.
         presence.update(at, &saying(serde_json::json!({ "instance": "old" })), begun);
-        assert_eq!(target(1_000_000), Target::There);
+        assert_eq!(target(1_000_000), Target::There { streams: false });
     }
 
     #[test]
@@ -387,7 +415,7 @@ mod tests {
         presence.update(at, &saying(serde_json::json!({ "denied": ["other"] })), now);
         assert_eq!(
             presence.http_target(&requests, &inbox(), now),
-            Target::There
+            Target::There { streams: false }
         );
         assert_eq!(presence.denied(&requests, &inbox()), None);
     }

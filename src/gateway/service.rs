@@ -1,22 +1,42 @@
 //! The life of a gateway.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::carrier::Carrier;
-use super::dispatch;
 use super::router::Router;
 use super::settings::GatewaySettings;
+use super::{dispatch, forward};
 use crate::base::error::Result;
-use crate::front::{Client, Front, FrontKind, bind, guarded, tiny};
-use crate::http::Request;
+use crate::base::threads;
+use crate::front::{Client, Front, FrontKind, Handler, Takes, bind, guarded, tiny};
+use crate::http::{Request, Response};
 use crate::link::{Link, check_tls};
+use crate::stream::{Streams, Why};
+use crate::wire::stream::agent_at;
 
 /// A running gateway.
 pub struct Gateway {
     front: Box<dyn Front>,
     link: Link,
+    streams: Arc<Streams>,
+    // Looks after the time of streams.
+    watch: JoinHandle<()>,
     timeout: Duration,
+}
+
+struct Dispatcher(Carrier);
+
+impl Handler for Dispatcher {
+    fn takes(&self, head: &Request) -> Takes {
+        forward::takes(&self.0, head, Instant::now())
+    }
+
+    fn handle(&self, request: Request, client: &Client<'_>) -> Response {
+        dispatch::handle(&self.0, &request, client)
+    }
 }
 
 impl Gateway {
@@ -34,9 +54,19 @@ impl Gateway {
             );
         }
         let (link, carrier) = Carrier::start(&settings)?;
-        let handler = move |request: Request, client: &Client<'_>| {
-            dispatch::handle(&carrier, &request, client)
-        };
+        let (streams, presence) = (carrier.inboxes.streams(), Arc::clone(&carrier.presence));
+        let streams = Arc::clone(streams);
+        let watched = Arc::clone(&streams);
+        let watch = streams.watch(move |now| {
+            if presence.somebody_left(now) {
+                let is_gone = |peer: &str| {
+                    let agent = agent_at(peer);
+                    agent.is_some_and(|(id, instance)| !presence.is_there(id, instance))
+                };
+                watched.abort_where(Why::PeerGone, is_gone);
+            }
+        })?;
+        let handler = Dispatcher(carrier);
         let front: Box<dyn Front> = match settings.front {
             FrontKind::Guarded => Box::new(guarded::start(listener, settings.http, handler)?),
             FrontKind::TinyHttp => Box::new(tiny::start(listener, settings.http, handler)?),
@@ -46,6 +76,8 @@ impl Gateway {
         Ok(Gateway {
             front,
             link,
+            streams,
+            watch,
             timeout: timeouts.max().unwrap_or_default(),
         })
     }
@@ -73,7 +105,9 @@ impl Gateway {
     pub fn stop(self) -> Result<()> {
         let drained = Instant::now() + self.timeout + Duration::from_millis(300);
         let served = self.front.stop(drained);
+        let streams = self.streams.stop(drained);
+        let watched = threads::join_until(self.watch, drained + Duration::from_secs(1));
         let left = self.link.stop(drained);
-        served.and(left)
+        served.and(streams).and(watched).and(left)
     }
 }

@@ -12,6 +12,7 @@ use super::template::TopicTemplate;
 use crate::base::topic::{Id, Topic, constant_topic};
 use crate::front::{FrontKind, HttpLimits};
 use crate::link::BrokerUrl;
+use crate::stream::StreamLimits;
 use crate::wire::Qos;
 
 /// What api_1 runs with.
@@ -33,6 +34,8 @@ pub struct GatewaySettings {
     pub presence: bool,
     /// The bounds of the HTTP server.
     pub http: HttpLimits,
+    /// How bodies travel that are no single message.
+    pub streams: StreamLimits,
     /// Who may call.
     pub access: Access,
     /// The routes.

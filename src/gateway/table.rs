@@ -10,7 +10,10 @@ use crate::wire::presence::Announcement;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// Somebody who serves it is there, or it can't be known.
-    There,
+    There {
+        /// All who are known to serve it take streams.
+        streams: bool,
+    },
     /// Nobody is.
     Absent,
     /// The broker has not said yet who is there.
@@ -42,6 +45,8 @@ pub(super) struct Table {
     pub left: BTreeMap<String, Instant>,
     // When the last agent left.
     pub left_since: Option<Instant>,
+    // The same, until somebody has asked for it.
+    pub last_left: Option<Instant>,
 }
 
 pub(super) struct Known {
@@ -65,7 +70,7 @@ impl Known {
 impl Table {
     // Whether anybody who can serves this topic; None: nobody is there.
     pub fn serves(&self, topic: &Topic, inbox: &Topic) -> Option<Target> {
-        let mut denied = None;
+        let (mut found, mut denied) = (None, None);
         for known in self.agents.values().flatten() {
             if !known.serves(topic.as_str()) {
                 continue;
@@ -74,7 +79,9 @@ impl Table {
             let mut needed = announcement.denied.iter();
             let lacks = needed.find(|it| *it == topic.as_str() || *it == inbox.as_str());
             let Some(lacks) = lacks else {
-                return Some(Target::There);
+                let so_far = found.unwrap_or(true);
+                found = Some(so_far && announcement.streams);
+                continue;
             };
             let verb = if *lacks == topic.as_str() {
                 "read"
@@ -86,7 +93,10 @@ impl Table {
                 "the broker does not let agent {id} {verb} {lacks}"
             )));
         }
-        denied
+        match found {
+            Some(streams) => Some(Target::There { streams }),
+            None => denied,
+        }
     }
 
     pub fn remember(&mut self, id: &str, announcement: Announcement, now: Instant) {
@@ -147,6 +157,7 @@ impl Table {
 
     pub fn note_left(&mut self, gone: Vec<Known>, now: Instant) {
         self.left_since = Some(now);
+        self.last_left = Some(now);
         for topic in gone.into_iter().flat_map(|known| known.announcement.topics) {
             if self.left.len() < MAX_AGENTS && topic.len() <= MAX_LEFT {
                 self.left.insert(topic, now);

@@ -43,6 +43,21 @@ pub enum Failure {
     TooManyConnections(usize),
     /// As many requests as this wait for a reply.
     TooManyWaiting(usize),
+    /// As many bodies as this are on their way.
+    TooManyStreams(usize),
+    /// The same, found out when its answer came.
+    NoStreamForAnswer(usize),
+    /// Its body is no single message, and who would take it takes only such.
+    NoStream(String),
+    /// Its body was cut off, when a part of it was on its way already.
+    BodyCut {
+        /// The status that says so.
+        status: StatusCode,
+        /// Why.
+        words: String,
+    },
+    /// Whoever takes its body has given up.
+    StreamLost(String),
     /// There is no memory for its answer; the limit is this, in bytes.
     NoMemoryForAnswer(usize),
     /// Its time was up before it was sent.
@@ -127,10 +142,15 @@ impl Failure {
             F::WrongToken(_) => (StatusCode::FORBIDDEN, Gateway, NotExecuted),
             F::BadTarget(_) | F::BodyNotJson(_) => (StatusCode::BAD_REQUEST, Gateway, NotExecuted),
             F::Upgrade => (StatusCode::NOT_IMPLEMENTED, Gateway, NotExecuted),
-            F::TooManyConnections(_) | F::TooManyWaiting(_) => {
+            F::TooManyConnections(_) | F::TooManyWaiting(_) | F::TooManyStreams(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, Gateway, NotExecuted)
             }
-            F::NoMemoryForAnswer(_) => (StatusCode::SERVICE_UNAVAILABLE, Gateway, Unknown),
+            F::BodyCut { status, .. } => (*status, Gateway, Unknown),
+            F::NoStream(_) => (StatusCode::PAYLOAD_TOO_LARGE, Agent, NotExecuted),
+            F::StreamLost(_) => (StatusCode::BAD_GATEWAY, Agent, Unknown),
+            F::NoMemoryForAnswer(_) | F::NoStreamForAnswer(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, Gateway, Unknown)
+            }
             F::TooLate => (StatusCode::GATEWAY_TIMEOUT, Gateway, NotExecuted),
             F::NoRandomNumbers(_) => (StatusCode::INTERNAL_SERVER_ERROR, Gateway, NotExecuted),
             F::Defect => (StatusCode::INTERNAL_SERVER_ERROR, Gateway, Unknown),
@@ -195,7 +215,7 @@ impl fmt::Display for Failure {
             F::BadTarget(target) => write!(f, "the target {target:?} can't be passed on"),
             F::BodyNotJson(why) => write!(f, "the body is not JSON: {why}"),
             F::Upgrade => {
-                f.write_str("a protocol upgrade can't be carried: a request has one reply here")
+                f.write_str("a protocol upgrade can't be carried: the agent, or the front of this gateway, takes no streams")
             }
             F::TooManyConnections(limit) => write!(
                 f,
@@ -205,6 +225,16 @@ impl fmt::Display for Failure {
                 f,
                 "too many requests wait for a reply (max_waiting = {limit} of the gateway)"
             ),
+            F::TooManyStreams(limit) | F::NoStreamForAnswer(limit) => write!(
+                f,
+                "too many bodies are on their way (max_streams = {limit} of the gateway)"
+            ),
+            F::NoStream(topic) => write!(
+                f,
+                "the body is no single message, and not everybody who serves {topic} takes others"
+            ),
+            F::BodyCut { words, .. } => f.write_str(words),
+            F::StreamLost(why) => write!(f, "the body was not taken to its end: {why}"),
             F::NoMemoryForAnswer(limit) => write!(
                 f,
                 "there is no memory for this answer while so many others are being sent (max_buffered_bytes = {limit} of the gateway)"
@@ -307,6 +337,17 @@ mod tests {
             (F::TooManyConnections(1), "503 gateway not-executed"),
             (F::TooManyWaiting(1), "503 gateway not-executed"),
             (F::NoMemoryForAnswer(1), "503 gateway unknown"),
+            (F::TooManyStreams(1), "503 gateway not-executed"),
+            (F::NoStreamForAnswer(1), "503 gateway unknown"),
+            (F::NoStream(words()), "413 agent not-executed"),
+            (
+                F::BodyCut {
+                    status: StatusCode::PAYLOAD_TOO_LARGE,
+                    words: words(),
+                },
+                "413 gateway unknown",
+            ),
+            (F::StreamLost(words()), "502 agent unknown"),
             (F::TooLate, "504 gateway not-executed"),
             (F::NoRandomNumbers(words()), "500 gateway not-executed"),
             (F::Defect, "500 gateway unknown"),

@@ -99,6 +99,8 @@ pub struct Subscription {
     pub group: Option<Id>,
     /// Whether to receive the retained messages that are there already.
     pub retained: bool,
+    /// Whether a connection is of no use without it.
+    pub is_needed: bool,
 }
 
 /// What a link tells its owner, on the `mqtt` thread.

@@ -311,6 +311,9 @@ impl<'a> Session<'a> {
                     let qos = from_qos(*qos);
                     self.wiring.tell(LinkEvent::Granted { filter, qos });
                 }
+                refused if !self.is_needed(&filter) => {
+                    log::warn!("subscription to {filter} refused: {refused:?}; going on without");
+                }
                 refused => {
                     let reason = format!("{refused:?}");
                     refusal = Some(format!("subscription to {filter} refused: {reason}"));
@@ -323,6 +326,11 @@ impl<'a> Session<'a> {
             None if self.asked.is_empty() && self.asking.is_empty() => self.open(),
             None => {}
         }
+    }
+
+    fn is_needed(&self, filter: &str) -> bool {
+        let mut all = self.wiring.options().subscriptions.iter();
+        all.all(|it| it.is_needed || it.filter.as_str() != filter)
     }
 
     fn open(&mut self) {

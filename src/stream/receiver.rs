@@ -140,9 +140,14 @@ impl Receiver {
         Ok(())
     }
 
-    /// What has come next, in order; `None`: nothing for now, or nothing any more.
-    pub fn read(&mut self) -> Option<Bytes> {
-        let bytes = self.ready.pop_front()?;
+    /// What has come next, in order, `max` bytes at the most; `None`: nothing for now, or nothing any
+    /// more.
+    pub fn read(&mut self, max: usize) -> Option<Bytes> {
+        let first = self.ready.front_mut()?;
+        let bytes = match first.len() <= max {
+            true => self.ready.pop_front()?,
+            false => first.split_to(max),
+        };
         self.read += bytes.len() as u64;
         Some(bytes)
     }
@@ -182,7 +187,7 @@ impl Receiver {
         }
         if self.length == Some(self.got) {
             self.is_asked = false;
-            return Some(Piece::End { length: self.got });
+            return Some(Piece::Ended { length: self.got });
         }
         if self.is_gap(now) {
             self.gap = Some(now);
@@ -206,6 +211,11 @@ impl Receiver {
     /// When to call [`next`](Receiver::next), if nothing comes before.
     pub fn due(&self) -> Option<Instant> {
         self.gap.map(|since| since + GAP)
+    }
+
+    /// How long the body is, if all of it has come.
+    pub fn length(&self) -> Option<u64> {
+        self.length.filter(|length| *length == self.got)
     }
 
     /// Whether all of it was read.

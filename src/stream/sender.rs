@@ -114,11 +114,11 @@ impl Sender {
         })
     }
 
-    /// Takes a credit.
-    pub fn credit(&mut self, got: u64, window: u64, now: Instant) {
+    /// Takes a credit. Returns whether the receiver has got further.
+    pub fn credit(&mut self, got: u64, window: u64, now: Instant) -> bool {
         if self.is_done || got < self.got || got > self.length {
             // From before, or of something that was never sent.
-            return;
+            return false;
         }
         let limit = got.saturating_add(window);
         let (has_moved, has_grown) = (got > self.got, limit > self.limit);
@@ -140,6 +140,7 @@ impl Sender {
             // It says once more what it has: something is missing.
             self.go_back(now);
         }
+        has_moved || has_grown
     }
 
     /// The receiver has everything, and the end.

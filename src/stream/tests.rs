@@ -110,11 +110,13 @@ impl World {
             other => assert_eq!(other, None),
         }
         match self.to_sender.pop_front() {
-            Some(Piece::Credit { got, window }) => self.sender.credit(got, window, self.now),
-            Some(Piece::End { length }) => self.sender.ended(length),
+            Some(Piece::Credit { got, window }) => {
+                self.sender.credit(got, window, self.now);
+            }
+            Some(Piece::Ended { length }) => self.sender.ended(length),
             other => assert_eq!(other, None),
         }
-        if reads && let Some(bytes) = self.receiver.read() {
+        if reads && let Some(bytes) = self.receiver.read(usize::MAX) {
             self.got.extend_from_slice(&bytes);
         }
         assert!(self.sender.kept_bytes() as u64 <= WINDOW);
@@ -258,10 +260,10 @@ fn credits_follow_the_reader_and_not_the_network() {
     }
     assert_eq!(receiver.next(now), None, "nobody has read");
     for _ in 0..4 {
-        receiver.read().unwrap();
+        receiver.read(usize::MAX).unwrap();
     }
     assert_eq!(receiver.next(now), None, "less than half");
-    receiver.read().unwrap();
+    receiver.read(usize::MAX).unwrap();
     let credit = Piece::Credit {
         got: 5000,
         window: 10_000,
@@ -285,7 +287,7 @@ fn a_sender_may_forget_what_a_slow_reader_has_not_read() {
     };
     assert_eq!(receiver.next(now), Some(credit), "it promises no more");
     receiver.set_window(100);
-    assert!(receiver.read().is_some() && receiver.next(now).is_none());
+    assert!(receiver.read(usize::MAX).is_some() && receiver.next(now).is_none());
 }
 
 #[test]
@@ -296,7 +298,7 @@ fn a_lost_credit_is_asked_for() {
     sender.push(body(100));
     sent(&mut sender, begun);
     receiver.data(0, body(100), begun).unwrap();
-    receiver.read().unwrap();
+    receiver.read(usize::MAX).unwrap();
     sender.credit(100, 0, begun);
     assert!(receiver.next(begun).is_some(), "it is lost");
     assert_eq!((sender.room(), receiver.next(begun)), (0, None));
@@ -341,11 +343,11 @@ fn a_gap_that_stays_is_told_and_one_that_closes_is_not() {
     }
     receiver.data(200, body(100), after(170)).unwrap();
     assert!(!receiver.is_complete(), "nobody has read it");
-    while receiver.read().is_some() {}
+    while receiver.read(usize::MAX).is_some() {}
     assert!(receiver.is_complete());
     receiver.end(300, after(180)).unwrap();
     let confirmed = receiver.next(after(180));
-    assert_eq!(confirmed, Some(Piece::End { length: 300 }));
+    assert_eq!(confirmed, Some(Piece::Ended { length: 300 }));
     assert!(receiver.end(299, begun).is_err() && receiver.end(301, begun).is_err());
     assert!(receiver.data(300, body(1), begun).is_err());
 }

@@ -69,6 +69,7 @@ pub fn subscribe(flags: &cli::ClientA) -> Result<()> {
         qos: qos(flags.qos),
         group: None,
         retained: true,
+        is_needed: true,
     });
     let (trigger, stop) = stop_signal();
     let signals = SignalThread::start(trigger, Hangup::Stop)?;

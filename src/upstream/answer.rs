@@ -30,14 +30,27 @@ pub(super) struct Head {
     pub status: StatusCode,
     /// Every field, as it came; Content-Length once at the most, and only where it counts.
     pub headers: HeaderMap,
+    /// Where the body ends, if there is one.
+    pub end: End,
     /// The head for ureq.
     pub framing: Vec<u8>,
 }
 
-/// Looks for a head.
+/// Where the body of an answer ends (RFC 9112, section 6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// After so many bytes.
+    Length(u64),
+    /// Where its coding says so.
+    Chunked,
+    /// With the connection.
+    Close,
+}
+
+/// Looks for a head; `upgrades`: the request asked for another protocol, so the answer may be a 101.
 ///
 /// Errors: what came is not HTTP, or nobody can say where its body ends; why.
-pub(super) fn find(bytes: &[u8]) -> Result<Found, String> {
+pub(super) fn find(bytes: &[u8], upgrades: bool) -> Result<Found, String> {
     const BEGIN: &[u8] = b"HTTP/1.";
     let seen = bytes.len().min(BEGIN.len());
     if bytes[..seen] != BEGIN[..seen] {
@@ -60,14 +73,16 @@ pub(super) fn find(bytes: &[u8]) -> Result<Found, String> {
     match code {
         100 | 102..=199 => return Ok(Found::Interim(length)),
         200..=599 => {}
+        101 if upgrades => {}
         _ => return Err(format!("its status {code} is no answer to this request")),
     }
     let status = StatusCode::from_u16(code).map_err(|error| error.to_string())?;
     let mut headers = header_map(parsed.headers)?;
-    let framing = framing(status, &mut headers, parsed.version == Some(0))?;
+    let (end, framing) = framing(status, &mut headers, parsed.version == Some(0))?;
     let head = Head {
         status,
         headers,
+        end,
         framing,
     };
     Ok(Found::Final(length, head))
@@ -111,7 +126,11 @@ fn header_map(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, String> {
 }
 
 // RFC 9112, section 6.3.
-fn framing(status: StatusCode, headers: &mut HeaderMap, is_old: bool) -> Result<Vec<u8>, String> {
+fn framing(
+    status: StatusCode,
+    headers: &mut HeaderMap,
+    is_old: bool,
+) -> Result<(End, Vec<u8>), String> {
     let length = content_length(headers)?;
     let is_chunked = is_chunked(headers, is_old)?;
     let named = |option: &[u8]| {
@@ -139,7 +158,12 @@ fn framing(status: StatusCode, headers: &mut HeaderMap, is_old: bool) -> Result<
         framing.extend_from_slice(b"connection: close\r\n");
     }
     framing.extend_from_slice(b"\r\n");
-    Ok(framing)
+    let end = match (is_chunked, length) {
+        (true, _) => End::Chunked,
+        (false, Some(length)) => End::Length(length),
+        (false, None) => End::Close,
+    };
+    Ok((end, framing))
 }
 
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, String> {
@@ -201,7 +225,7 @@ mod tests {
     use super::*;
 
     fn framing_of(text: &str) -> Result<String, String> {
-        match find(text.as_bytes())? {
+        match find(text.as_bytes(), false)? {
             Found::Final(length, head) => {
                 assert_eq!(length, text.len(), "{text:?}");
                 Ok(String::from_utf8(head.framing).unwrap())
@@ -252,16 +276,19 @@ mod tests {
     fn a_head_is_whole_or_waited_for() {
         let text = b"HTTP/1.1 200 OK\r\nA : b\r\n\r\n";
         for cut in 0..text.len() {
-            assert!(matches!(find(&text[..cut]), Ok(Found::Nothing)), "{cut}");
+            assert!(
+                matches!(find(&text[..cut], false), Ok(Found::Nothing)),
+                "{cut}"
+            );
         }
-        let Ok(Found::Final(_, head)) = find(text) else {
+        let Ok(Found::Final(_, head)) = find(text, false) else {
             panic!("it is whole");
         };
         assert_eq!(head.headers["a"], "b");
         let interim = b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\nHTTP/1.1 2";
-        assert!(matches!(find(interim), Ok(Found::Interim(34))));
+        assert!(matches!(find(interim, false), Ok(Found::Interim(34))));
         for other in [&b"SSH-2.0"[..], b"HTTP/2", b"\x15\x03", b"H\r\n"] {
-            assert!(find(other).is_err(), "{other:?}");
+            assert!(find(other, false).is_err(), "{other:?}");
         }
     }
 
@@ -276,8 +303,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in any::<Vec<u8>>(), fields in "([A-Za-z-]{1,18} ?: ?[ -~]{0,9}\r?\n){0,5}") {
-            let _ = find(&bytes);
-            let _ = find(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes());
+            let _ = find(&bytes, false);
+            let _ = find(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes(), false);
         }
     }
 }

@@ -3,30 +3,49 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use http::response::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use ureq::AsSendBody;
 use ureq::config::Config;
 use ureq::unversioned::resolver::DefaultResolver;
 
+use super::body::AnswerBody;
+use super::duplex::Duplex;
+use super::error::UpstreamError;
 use super::resolver::Caching;
 use super::transport::{Connect, Exchange};
 use crate::base::error::chain;
 use crate::base::threads::lock;
-use crate::http::{Request, Response};
+use crate::http::body::{Beginning, Bounded, Resumed, begin};
+use crate::http::{Body, Request, Response, Source, has_body};
 
 /// How long an idle connection is kept: less than servers usually do.
 const IDLE: Duration = Duration::from_secs(15);
+/// An answer that pauses for longer than this is a stream: short ones in several chunks should not
+/// cost several messages.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Calls HTTP services, on many threads at a time, over connections that are used again.
 pub struct Upstream {
     number: usize,
     config: Config,
     resolver: Caching<DefaultResolver>,
-    max_body_bytes: usize,
+    limits: UpstreamLimits,
+}
+
+/// How much of an answer is taken.
+#[derive(Debug, Clone, Copy)]
+pub struct UpstreamLimits {
+    /// The longest body that is taken as a whole, in bytes.
+    pub whole_bytes: usize,
+    /// Up to this length a body is read as a whole where streams are taken, in bytes.
+    pub inline_bytes: usize,
+    /// The longest body of all; none: any.
+    pub max_body_bytes: Option<u64>,
 }
 
 thread_local! {
@@ -43,51 +62,9 @@ struct Client {
     exchange: Exchange,
 }
 
-/// Why a call failed.
-#[derive(Debug)]
-pub enum UpstreamError {
-    /// No connection could be made, so nothing was executed.
-    Unreachable(String),
-    /// The time was up. It may have been executed.
-    TimedOut,
-    /// The time was up in the middle of an answer with this status.
-    Unfinished(StatusCode),
-    /// The answer's body is over this limit, in bytes. It was executed.
-    TooLarge(usize),
-    /// The answer is of a type that has no end.
-    Endless(String),
-    /// The connection broke, or what came is not HTTP. It may have been executed.
-    Broken(String),
-}
-
-impl fmt::Display for UpstreamError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            UpstreamError::Unreachable(reason) => {
-                write!(f, "the upstream can't be reached: {reason}")
-            }
-            UpstreamError::TimedOut => f.write_str("the upstream did not answer in time"),
-            UpstreamError::Unfinished(status) => write!(
-                f,
-                "the upstream began to answer ({}) but did not finish in time",
-                status.as_u16()
-            ),
-            UpstreamError::TooLarge(limit) => write!(
-                f,
-                "the upstream's answer is larger than {limit} bytes (max_body_bytes of the agent)"
-            ),
-            UpstreamError::Endless(kind) => write!(
-                f,
-                "the upstream answers with {kind} without a length, which has no end and can't be carried: an answer is one message here"
-            ),
-            UpstreamError::Broken(reason) => write!(f, "the upstream failed: {reason}"),
-        }
-    }
-}
-
 impl Upstream {
-    /// Makes a client that takes answers of at most `max_body_bytes`.
-    pub fn new(max_body_bytes: usize) -> Upstream {
+    /// Makes a client that takes answers within these limits.
+    pub fn new(limits: UpstreamLimits) -> Upstream {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let config = Config::builder()
             .http_status_as_error(false)
@@ -106,7 +83,7 @@ impl Upstream {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             config,
             resolver: Caching::new(DefaultResolver::default()),
-            max_body_bytes,
+            limits,
         }
     }
 
@@ -127,15 +104,17 @@ impl Upstream {
         })
     }
 
-    /// Sends a request and reads the whole answer, within `timeout`. A request that may be repeated
-    /// (RFC 9110, section 9.2.2) is repeated once if its connection ends without an answer: one
-    /// from the pool may have been closed by the service just before.
+    /// Sends a request and reads the whole answer, within `timeout`; or its head, where `streams` are
+    /// taken and its body is long, or not over soon. A request that may be repeated (RFC 9110, section
+    /// 9.2.2) is repeated once if its connection ends without an answer: one from the pool may have
+    /// been closed by the service just before.
     ///
     /// Errors: see [`UpstreamError`].
     pub fn call(
         &self,
         request: Request,
         timeout: Duration,
+        streams: bool,
     ) -> std::result::Result<Response, UpstreamError> {
         let begun = Instant::now();
         let answer = match self.send(&request, timeout) {
@@ -150,22 +129,116 @@ impl Upstream {
             }
             other => other.map_err(call_error),
         };
-        let (parts, mut body) = answer?.into_parts();
-        if request.method() != Method::HEAD
-            && let Some(kind) = endless(&parts.headers)
-        {
+        let (parts, body) = answer?.into_parts();
+        let has_body = request.method() != Method::HEAD && has_body(parts.status);
+        let body = match streams && has_body {
+            true => self.begin_answer(&parts, body)?,
+            false => self.whole(&parts, body, has_body)?,
+        };
+        Ok(Response::from_parts(parts, body))
+    }
+
+    fn whole(
+        &self,
+        parts: &Parts,
+        mut body: ureq::Body,
+        has_body: bool,
+    ) -> std::result::Result<Body, UpstreamError> {
+        if has_body && let Some(kind) = endless(&parts.headers) {
             return Err(UpstreamError::Endless(kind));
         }
+        let limit = self.limits.whole_bytes as u64;
         let body = body
             .with_config()
-            .limit(self.max_body_bytes as u64)
+            .limit(limit)
             .read_to_vec()
             .map_err(|error| match error {
-                ureq::Error::BodyExceedsLimit(_) => UpstreamError::TooLarge(self.max_body_bytes),
+                ureq::Error::BodyExceedsLimit(_) => UpstreamError::TooLarge(limit),
                 ureq::Error::Timeout(_) => UpstreamError::Unfinished(parts.status),
                 other => UpstreamError::Broken(chain(&other)),
             })?;
-        Ok(Response::from_parts(parts, body.into()))
+        Ok(body.into())
+    }
+
+    fn begin_answer(
+        &self,
+        parts: &Parts,
+        body: ureq::Body,
+    ) -> std::result::Result<Body, UpstreamError> {
+        let length = parts.headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        let Client { agent, exchange } = self.client();
+        let source = AnswerBody::new(body, agent, exchange, length);
+        let body = self.begin(&parts.headers, Arc::new(source))?;
+        if body.stream().is_some() {
+            // The next request of this thread gets another connection.
+            CLIENTS.with_borrow_mut(|clients| clients.remove(&self.number));
+        }
+        Ok(body)
+    }
+
+    /// Connects for a request whose body goes on as it comes, or that asks for an upgrade, and sends its
+    /// head.
+    ///
+    /// Errors: see [`UpstreamError`].
+    pub fn open(
+        &self,
+        request: &Request,
+        upgrade: Option<&str>,
+        timeout: Duration,
+    ) -> std::result::Result<Duplex, UpstreamError> {
+        Duplex::open(request, upgrade, timeout)
+    }
+
+    /// Waits for the answer to such a request; until when, is asked again and again.
+    ///
+    /// Errors: see [`UpstreamError`].
+    pub fn answer(
+        &self,
+        duplex: &Duplex,
+        until: &dyn Fn() -> Instant,
+    ) -> std::result::Result<Response, UpstreamError> {
+        let begun = duplex.answer(until)?;
+        let body = match begun.body {
+            None => Body::Empty,
+            // What comes on it now is for others to understand.
+            Some(body) if begun.status == StatusCode::SWITCHING_PROTOCOLS => {
+                Body::Stream(Arc::new(body))
+            }
+            Some(body) => self.begin(&begun.headers, Arc::new(body))?,
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = begun.status;
+        *response.headers_mut() = begun.headers;
+        Ok(response)
+    }
+
+    // A body as a whole, if it is short and over soon; else what is here, and where the rest comes from.
+    fn begin(
+        &self,
+        headers: &HeaderMap,
+        source: Arc<dyn Source>,
+    ) -> std::result::Result<Body, UpstreamError> {
+        let inline = self.limits.inline_bytes;
+        let length = source.length();
+        if let (Some(length), Some(limit)) = (length, self.limits.max_body_bytes)
+            && length > limit
+        {
+            return Err(UpstreamError::TooLarge(limit));
+        }
+        let is_long = length.is_some_and(|length| length > inline as u64);
+        let beginning = match is_long || endless(headers).is_some() {
+            true => Beginning::Some(Vec::new()),
+            false => begin(&*source, inline, PAUSE)
+                .map_err(|error| UpstreamError::Broken(chain(&error)))?,
+        };
+        Ok(match beginning {
+            Beginning::All(read) => read.into(),
+            Beginning::Some(read) => {
+                let resumed = Resumed::new(read, source);
+                Body::Stream(Arc::new(Bounded::new(resumed, self.limits.max_body_bytes)))
+            }
+        })
     }
 
     fn send(
@@ -184,6 +257,7 @@ impl Upstream {
             .exchange
             .room
             .set(longest_line, head_size + body.len());
+        *lock(&client.exchange.deadline) = Instant::now().checked_add(timeout);
         // An empty body says so with a Content-Length, which only these methods want
         // (RFC 9110, section 8.6).
         let says_length = [Method::POST, Method::PUT, Method::PATCH];
@@ -204,8 +278,15 @@ fn run(
     request: http::Request<impl AsSendBody>,
     timeout: Duration,
 ) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
-    let request = agent.configure_request(request);
-    agent.run(request.timeout_global(Some(timeout)).build())
+    // Each phase may take all of the time; what bounds them together is the deadline of the exchange,
+    // which is another one once the body is read.
+    let request = agent
+        .configure_request(request)
+        .timeout_resolve(Some(timeout))
+        .timeout_connect(Some(timeout))
+        .timeout_send_request(Some(timeout))
+        .timeout_recv_response(Some(timeout));
+    agent.run(request.build())
 }
 
 // The bytes of the longest line of a request's head, and of all of it; rather too many than too few:

@@ -9,8 +9,8 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
-use std::sync::{Arc, Mutex};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -38,6 +38,19 @@ pub(super) struct Exchange {
     pub room: Room,
     /// The head of the answer, once it is there.
     pub head: Arc<Mutex<Option<Head>>>,
+    /// Until when whatever is under way may take.
+    pub deadline: Arc<Mutex<Option<Instant>>>,
+    /// The connection that was made last, so that another thread can end it.
+    pub socket: Arc<Mutex<Weak<TcpStream>>>,
+}
+
+impl Exchange {
+    /// Ends the connection, whatever waits for it.
+    pub fn cut(&self) {
+        if let Some(stream) = lock(&self.socket).upgrade() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 pub(super) struct Connect {
@@ -53,7 +66,7 @@ impl Connector for Connect {
         details: &ConnectionDetails<'_>,
         _: Option<()>,
     ) -> Result<Option<Tcp>, Error> {
-        let left = Deadline::new(details.timeout).left()?;
+        let left = Deadline::new(details.timeout, &self.exchange).left()?;
         let forever = Duration::from_secs(3600);
         match connect(&details.addrs, Instant::now() + left.min(forever)) {
             Ok(stream) => {
@@ -78,7 +91,7 @@ impl fmt::Debug for Connect {
 
 /// One connection.
 pub(super) struct Tcp {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     buffers: Elastic,
     exchange: Exchange,
     // What the socket's read time-out is set to.
@@ -93,6 +106,8 @@ pub(super) struct Tcp {
 impl Tcp {
     fn new(stream: TcpStream, exchange: Exchange) -> Result<Tcp, Error> {
         stream.set_nodelay(true)?;
+        let stream = Arc::new(stream);
+        *lock(&exchange.socket) = Arc::downgrade(&stream);
         Ok(Tcp {
             stream,
             buffers: Elastic::new(exchange.room.clone()),
@@ -110,7 +125,7 @@ impl Tcp {
         let mut early = Early::default();
         while !self.is_given_up && sent < self.buffers.unsent().len() {
             let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            let socket = SockRef::from(&self.stream);
+            let socket = SockRef::from(&*self.stream);
             match socket.send_with_flags(&self.buffers.unsent()[sent..], flags) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -139,7 +154,7 @@ impl Tcp {
             } => (PollFlags::IN | PollFlags::OUT, left),
             _ => (PollFlags::OUT, left.min(UNREAD)),
         };
-        let mut polled = [PollFd::new(&self.stream, events)];
+        let mut polled = [PollFd::new(&*self.stream, events)];
         match poll(&mut polled, Timespec::try_from(left).ok().as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::Io(error.into())),
@@ -147,7 +162,7 @@ impl Tcp {
         if polled[0].revents().contains(PollFlags::IN) {
             let target = self.buffers.input_append_buf();
             // There is something, so this does not block. An error comes again in the next send.
-            let count = self.stream.read(target).unwrap_or(0);
+            let count = (&*self.stream).read(target).unwrap_or(0);
             early.has_ended = count == 0;
             self.buffers.input_appended(count);
             if let Some((_, head)) = self.find_head()? {
@@ -160,7 +175,7 @@ impl Tcp {
     // The head of the answer, if it is there; what only informs is passed over.
     fn find_head(&mut self) -> Result<Option<(usize, Head)>, Error> {
         loop {
-            let found = answer::find(self.buffers.input());
+            let found = answer::find(self.buffers.input(), false);
             match found.map_err(|flaw| io::Error::new(ErrorKind::InvalidData, flaw))? {
                 Found::Nothing => return Ok(None),
                 Found::Interim(length) => self.buffers.input_consume(length),
@@ -182,7 +197,7 @@ impl Tcp {
                 let flaw = format!("the head of its answer is larger than {MAX_HEAD} bytes");
                 return Err(io::Error::new(ErrorKind::InvalidData, flaw).into());
             }
-            match self.stream.read(target) {
+            match (&*self.stream).read(target) {
                 Ok(count) => {
                     self.buffers.input_appended(count);
                     return Ok(count > 0);
@@ -244,12 +259,12 @@ impl Transport for Tcp {
         self.buffers.written(amount);
         match self.buffers.unsent().len() < SEND_AT {
             true => Ok(()),
-            false => self.send(&Deadline::new(timeout)),
+            false => self.send(&Deadline::new(timeout, &self.exchange)),
         }
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
-        let deadline = Deadline::new(timeout);
+        let deadline = Deadline::new(timeout, &self.exchange);
         self.send(&deadline)?;
         if self.awaits_head {
             return self.read_head(&deadline);
@@ -271,7 +286,7 @@ impl Transport for Tcp {
         }
         let mut byte = [MaybeUninit::uninit()];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        let peeked = SockRef::from(&self.stream).recv_with_flags(&mut byte, flags);
+        let peeked = SockRef::from(&*self.stream).recv_with_flags(&mut byte, flags);
         matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 }
@@ -288,10 +303,12 @@ struct Deadline {
 }
 
 impl Deadline {
-    fn new(timeout: NextTimeout) -> Deadline {
+    fn new(timeout: NextTimeout, exchange: &Exchange) -> Deadline {
+        // None: there is none.
+        let at = Instant::now().checked_add(*timeout.after);
+        let own = *lock(&exchange.deadline);
         Deadline {
-            // None: there is none.
-            at: Instant::now().checked_add(*timeout.after),
+            at: at.into_iter().chain(own).min(),
             reason: timeout.reason,
         }
     }

@@ -15,11 +15,16 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 
 use super::message::{Message, Properties};
 use super::reply::{BadReply, ERROR, Hop, STATUS, status};
+use super::stream::read_length;
 
 /// The user property that names the version of this encoding.
 pub const VERSION: &str = "v";
-/// The one version there is.
+/// The version of requests and replies that are all here.
 pub const VERSION_1: &str = "1";
+/// That of requests whose body follows as a stream: who takes none must not take it for an empty one.
+pub const VERSION_2: &str = "2";
+/// The user property that names the protocol that a connection is to be upgraded to, or is.
+pub const UPGRADE: &str = "upgrade";
 const METHOD: &str = "method";
 const TARGET: &str = "target";
 const HEADER: &str = "h";
@@ -49,10 +54,16 @@ impl fmt::Display for NotExecutable {
 }
 
 /// Adds what a request is to the properties of its message. `target` is the path and query that
-/// the upstream is asked for.
-pub fn write_request<B>(request: &Request<B>, target: &PathAndQuery, properties: &mut Properties) {
+/// the upstream is asked for; `follows`: the body is not in this message.
+pub fn write_request<B>(
+    request: &Request<B>,
+    target: &PathAndQuery,
+    follows: bool,
+    properties: &mut Properties,
+) {
     let user = &mut properties.user;
-    user.push((VERSION.to_owned(), VERSION_1.to_owned()));
+    let version = if follows { VERSION_2 } else { VERSION_1 };
+    user.push((VERSION.to_owned(), version.to_owned()));
     user.push((METHOD.to_owned(), request.method().as_str().to_owned()));
     user.push((TARGET.to_owned(), target.as_str().to_owned()));
     write_headers(request.headers(), properties);
@@ -67,8 +78,10 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> 
         let value = properties.only(name);
         value.map_err(|bad| NotExecutable::new(bad.to_string()))
     };
+    let follows = read_length(properties).map_err(|bad| NotExecutable::new(bad.to_string()))?;
     match only(VERSION)? {
-        Some(VERSION_1) => {}
+        Some(VERSION_1) if follows.is_none() => {}
+        Some(VERSION_2) if follows.is_some() => {}
         other => {
             let found = other.unwrap_or_default();
             return Err(NotExecutable {
@@ -108,6 +121,13 @@ pub fn write_reply<B>(response: &Response<B>, error: Option<Hop>, method: &Metho
         user.push((ERROR.to_owned(), hop.as_str().to_owned()));
     }
     write_headers(response.headers(), &mut properties);
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(protocol) = response.headers().get(header::UPGRADE)
+        && let Ok(protocol) = protocol.to_str()
+    {
+        let upgrade = (UPGRADE.to_owned(), protocol.to_owned());
+        properties.user.push(upgrade);
+    }
     if *method == Method::HEAD
         && let Some(length) = response.headers().get(header::CONTENT_LENGTH)
         && let Ok(length) = length.to_str()
@@ -126,7 +146,11 @@ pub fn read_reply(message: &Message, method: &Method) -> Result<Response<Bytes>,
         .properties
         .user(STATUS)
         .ok_or_else(|| BadReply("it has no status".into()))?;
-    let status = status(text)?;
+    let upgraded = message.properties.user(UPGRADE).filter(|_| text == "101");
+    let status = match upgraded {
+        Some(_) => StatusCode::SWITCHING_PROTOCOLS,
+        None => status(text)?,
+    };
     if let Some(other) = message.properties.user(VERSION)
         && other != VERSION_1
     {
@@ -135,6 +159,11 @@ pub fn read_reply(message: &Message, method: &Method) -> Result<Response<Bytes>,
     let mut headers = read_headers(&message.properties).map_err(BadReply)?;
     if *method != Method::HEAD {
         headers.remove(header::CONTENT_LENGTH);
+    }
+    if let Some(protocol) = upgraded {
+        let value = HeaderValue::from_str(protocol);
+        let value = value.map_err(|_| BadReply("its upgrade is no header value".into()))?;
+        headers.insert(header::UPGRADE, value);
     }
     let mut response = Response::new(message.payload.clone());
     *response.status_mut() = status;
@@ -285,7 +314,7 @@ mod tests {
             request.headers_mut().append(name, value);
         }
         let mut properties = Properties::default();
-        write_request(&request, &target.parse().unwrap(), &mut properties);
+        write_request(&request, &target.parse().unwrap(), false, &mut properties);
         Message {
             payload: request.into_body(),
             properties,

@@ -125,7 +125,21 @@ impl fmt::Display for BadProperty {
 /// What a packet may hold besides the body, in bytes: topics, properties, headers.
 const PACKET_OVERHEAD: usize = 96 * 1024;
 
-/// The largest packet that carries a body of `max_body_bytes`.
+/// The longest body that travels as one message unless a limit says otherwise, in bytes.
+const WHOLE_BYTES: usize = 1024 * 1024;
+
+const MOST_WHOLE_BYTES: usize = 64 * 1024 * 1024;
+
+/// The longest body that travels as one message, where bodies of `max_body_bytes` are taken; 0: of any
+/// length.
+pub fn whole_bytes(max_body_bytes: usize) -> usize {
+    match max_body_bytes {
+        0 => WHOLE_BYTES,
+        limit => limit.min(MOST_WHOLE_BYTES),
+    }
+}
+
+/// The largest packet that carries such a body.
 pub fn packet_limit(max_body_bytes: usize) -> u32 {
-    u32::try_from(max_body_bytes + PACKET_OVERHEAD).unwrap_or(u32::MAX)
+    u32::try_from(whole_bytes(max_body_bytes) + PACKET_OVERHEAD).unwrap_or(u32::MAX)
 }

@@ -40,6 +40,9 @@ pub struct Announcement {
     /// The topics that the broker does not let it read or write, though it must.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<String>,
+    /// Whether it takes bodies as streams, and sends them so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub streams: bool,
     /// This one is about to go; another with its id goes on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,

@@ -6,19 +6,62 @@
 use bytes::Bytes;
 
 use super::message::{BadProperty, Correlation, Message, Properties};
+use crate::base::topic::{Id, InvalidTopic, Topic};
 
 /// User property of the first message of either side: where messages of streams for it go.
 pub const STREAM: &str = "stream";
 /// User property: how far beyond what is confirmed may be sent, in bytes.
 pub const WINDOW: &str = "window";
+/// User property of a first message whose body follows as a stream: how long it will be, in bytes, or
+/// `unknown`.
+pub const LENGTH: &str = "length";
+const UNKNOWN: &str = "unknown";
 /// User property: what a message of a stream is.
 const KIND: &str = "s";
+const PROBE: &str = "probe";
 /// User property of data and ends: where in the body they stand, in bytes.
 const OFFSET: &str = "o";
 /// User property of credits: everything before this is there.
 const GOT: &str = "got";
 /// User property of aborts: why.
 const WHY: &str = "why";
+
+/// Where messages for the streams of a gateway go.
+///
+/// Errors: it is too long for a topic.
+pub fn gateway_topic(id: &Id) -> Result<Topic, InvalidTopic> {
+    Topic::new(format!("recado/gateways/{id}/streams"))
+}
+
+/// The same of an agent; `instance` tells those with one id apart.
+///
+/// Errors: it is too long for a topic.
+pub fn agent_topic(id: &Id, instance: &str) -> Result<Topic, InvalidTopic> {
+    Topic::new(format!("recado/agents/{id}/streams/{instance}"))
+}
+
+/// The id and the instance of the agent whose streams are there.
+pub fn agent_at(topic: &str) -> Option<(&str, &str)> {
+    let (id, instance) = topic.strip_prefix("recado/agents/")?.split_once('/')?;
+    Some((id, instance.strip_prefix("streams/")?))
+}
+
+/// A message to oneself, to see whether the broker lets it through.
+pub fn probe(topic: &Topic) -> Message {
+    Message {
+        topic: topic.to_string(),
+        properties: Properties {
+            user: vec![(KIND.to_owned(), PROBE.to_owned())],
+            ..Properties::default()
+        },
+        ..Message::default()
+    }
+}
+
+/// Whether it is such a message.
+pub fn is_probe(message: &Message) -> bool {
+    message.properties.user(KIND) == Some(PROBE)
+}
 
 /// One message of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +80,13 @@ pub enum Piece {
         /// So much more may be sent.
         window: u64,
     },
-    /// The body is over. The receiver says the same once it has all of it: a credit would not tell
-    /// whether it has seen the end.
+    /// The body is over.
     End {
+        /// How long it was.
+        length: u64,
+    },
+    /// The receiver has all of it, and the end; a credit would not tell the latter.
+    Ended {
         /// How long it was.
         length: u64,
     },
@@ -48,6 +95,63 @@ pub enum Piece {
         /// Why.
         why: String,
     },
+}
+
+/// What a first message says of streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Where messages of streams for its sender go.
+    pub topic: Topic,
+    /// How much of a body it takes for now, in bytes.
+    pub window: u64,
+}
+
+impl Offer {
+    /// Adds it to a first message.
+    pub fn write(&self, properties: &mut Properties) {
+        let user = &mut properties.user;
+        user.push((STREAM.to_owned(), self.topic.to_string()));
+        user.push((WINDOW.to_owned(), self.window.to_string()));
+    }
+
+    /// Reads it from a first message, if that says anything of streams.
+    ///
+    /// Errors: the property that is missing, there twice, or malformed.
+    pub fn read(properties: &Properties) -> Result<Option<Offer>, BadProperty> {
+        let Some(topic) = properties.only(STREAM)? else {
+            return Ok(None);
+        };
+        let topic = Topic::new(topic).map_err(|_| BadProperty(STREAM))?;
+        let window = number(properties, WINDOW)?;
+        Ok(Some(Offer { topic, window }))
+    }
+}
+
+/// Says that the body of a first message follows as a stream, and how long it is, if that is known.
+pub fn write_length(length: Option<u64>, properties: &mut Properties) {
+    let value = length.map_or_else(|| UNKNOWN.to_owned(), |length| length.to_string());
+    properties.user.push((LENGTH.to_owned(), value));
+}
+
+/// Whether the body of a first message follows as a stream, and how long it is, if that is known.
+///
+/// Errors: it says so twice, or in a way that can't be read.
+pub fn read_length(properties: &Properties) -> Result<Option<Option<u64>>, BadProperty> {
+    match properties.only(LENGTH)? {
+        None => Ok(None),
+        Some(UNKNOWN) => Ok(Some(None)),
+        Some(_) => number(properties, LENGTH).map(|length| Some(Some(length))),
+    }
+}
+
+// Not `parse` alone, which takes a plus sign.
+fn number(properties: &Properties, name: &'static str) -> Result<u64, BadProperty> {
+    let text = properties.only(name)?.ok_or(BadProperty(name))?;
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|_| digits)
+        .ok_or(BadProperty(name))
 }
 
 impl Piece {
@@ -61,6 +165,7 @@ impl Piece {
                 ("credit", further, Bytes::new())
             }
             Piece::End { length } => ("end", vec![number(OFFSET, *length)], Bytes::new()),
+            Piece::Ended { length } => ("ended", vec![number(OFFSET, *length)], Bytes::new()),
             Piece::Abort { why } => ("abort", vec![(WHY.to_owned(), why.clone())], Bytes::new()),
         };
         let mut user = vec![(KIND.to_owned(), kind.to_owned())];
@@ -86,12 +191,7 @@ impl Piece {
         let correlation = correlation
             .and_then(Correlation::from_bytes)
             .ok_or(BadProperty("correlation data"))?;
-        let number = |name: &'static str| {
-            let text = properties.only(name)?.ok_or(BadProperty(name))?;
-            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-            let number = text.parse().ok().filter(|_| digits);
-            number.ok_or(BadProperty(name))
-        };
+        let number = |name| number(properties, name);
         let piece = match properties.only(KIND)? {
             Some("data") => Piece::Data {
                 offset: number(OFFSET)?,
@@ -102,6 +202,9 @@ impl Piece {
                 window: number(WINDOW)?,
             },
             Some("end") => Piece::End {
+                length: number(OFFSET)?,
+            },
+            Some("ended") => Piece::Ended {
                 length: number(OFFSET)?,
             },
             Some("abort") => Piece::Abort {
@@ -128,6 +231,7 @@ mod tests {
             }),
             (any::<u64>(), any::<u64>()).prop_map(|(got, window)| Piece::Credit { got, window }),
             any::<u64>().prop_map(|length| Piece::End { length }),
+            any::<u64>().prop_map(|length| Piece::Ended { length }),
             "[a-z -]{0,30}".prop_map(|why| Piece::Abort { why }),
         ]
     }
@@ -140,11 +244,48 @@ mod tests {
         }
 
         #[test]
-        fn no_message_panics(user in proptest::collection::vec(("s|o|got|window|why", "data|credit|end|abort|-?[0-9]{0,21}"), 0..6)) {
+        fn no_message_panics(user in proptest::collection::vec(("s|o|got|window|why", "data|credit|end|ended|abort|-?[0-9]{0,21}"), 0..6)) {
             let mut message = Piece::End { length: 1 }.write("t", Correlation([0; 16]));
             message.properties.user = user;
             let _ = Piece::read(&message);
         }
+    }
+
+    #[test]
+    fn topics_name_their_owners() {
+        let agent = agent_topic(&Id::new("shed").unwrap(), "x1").unwrap();
+        assert_eq!(agent_at(agent.as_str()), Some(("shed", "x1")));
+        let gateway = gateway_topic(&Id::new("g").unwrap()).unwrap();
+        assert_eq!(agent_at(gateway.as_str()), None);
+        assert_eq!(agent_at("recado/agents/shed/request"), None);
+        assert!(is_probe(&probe(&agent)) && !is_probe(&Message::default()));
+    }
+
+    #[test]
+    fn first_messages_say_where_bodies_go() {
+        let offer = Offer {
+            topic: Topic::new("a/b").unwrap(),
+            window: 7,
+        };
+        let mut properties = Properties::default();
+        assert_eq!(Offer::read(&properties), Ok(None));
+        assert_eq!(read_length(&properties), Ok(None));
+        offer.write(&mut properties);
+        assert_eq!(Offer::read(&properties), Ok(Some(offer)));
+        for length in [None, Some(0), Some(u64::MAX)] {
+            let mut properties = Properties::default();
+            write_length(length, &mut properties);
+            assert_eq!(read_length(&properties), Ok(Some(length)));
+            write_length(length, &mut properties);
+            assert_eq!(read_length(&properties), Err(BadProperty(LENGTH)));
+        }
+        let bad = |name: &str, value: &str| {
+            let mut bad = properties.clone();
+            bad.user.retain(|(key, _)| key != name);
+            bad.user.push((name.into(), value.into()));
+            Offer::read(&bad).and_then(|_| read_length(&bad)).is_err()
+        };
+        assert!(bad(STREAM, "a/+") && bad(WINDOW, "") && bad(LENGTH, "-1") && bad(LENGTH, ""));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::support::http::{Answer, Connection, get, get_agent};
 use crate::support::process::Process;
 use crate::support::{
     Chain, Kind, PATIENCE, TestBroker, agent_settings, gateway_settings, local, start_agent,
-    start_agent_with, start_gateway, start_gateway_with, wait_until,
+    start_agent_with, start_backend, start_gateway, start_gateway_with, wait_until,
 };
 
 on_each_broker!(
@@ -204,8 +204,12 @@ fn through_the_broker_as_directly(kind: Kind) {
 fn a_mebibyte_each_way(kind: Kind) {
     let broker = TestBroker::start(kind);
     let upstream = start_upstream();
-    let agent = start_agent(&broker, upstream.address());
-    let gateway = start_gateway(&broker);
+    let mut settings = agent_settings(&broker.url(), upstream.address());
+    settings.max_body_bytes = 1024 * 1024;
+    let agent = start_agent_with(settings);
+    let mut settings = gateway_settings(&broker.url());
+    settings.http.max_body_bytes = 1024 * 1024;
+    let gateway = start_gateway_with(settings);
     let body: Vec<u8> = (0..1024 * 1024u32).map(|n| (n % 253) as u8).collect();
     let echoed = ask(gateway.address(), "POST", "/agents/demo/mirror", "", &body);
     assert_eq!(
@@ -346,17 +350,25 @@ fn agents_with_the_same_id_do_not_hide_each_other(kind: Kind) {
 #[test]
 fn what_can_not_be_carried_is_refused_with_a_reason() {
     let broker = TestBroker::start(Kind::Embedded);
-    let chain = Chain::start(&broker);
+    let backend = start_backend();
+    let mut settings = agent_settings(&broker.url(), backend.address());
+    settings.streams.max_streams = 0;
+    let agent = start_agent_with(settings);
+    let gateway = start_gateway(&broker);
+    let refused = |method, fields, body| {
+        let answer = ask(gateway.address(), method, "/agents/demo/ping", fields, body);
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        (answer.status, detail)
+    };
     let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
-    let refused = ask(chain.address(), "GET", "/agents/demo/ping", upgrade, b"");
-    assert_eq!(refused.status, 501);
-    assert!(
-        refused.json()["detail"]
-            .as_str()
-            .unwrap()
-            .contains("upgrade")
-    );
-    chain.stop();
+    let (status, detail) = refused("GET", upgrade, b"");
+    assert_eq!(status, 501);
+    assert!(detail.contains("upgrade"), "{detail}");
+    let (status, detail) = refused("POST", "", &vec![0; 1024 * 1024 + 1]);
+    assert_eq!(status, 413, "{detail}");
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    backend.stop().unwrap();
 }
 
 #[test]

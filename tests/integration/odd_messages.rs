@@ -54,6 +54,7 @@ impl Peer {
                     qos: Qos::AtMostOnce,
                     group: None,
                     retained: true,
+                    is_needed: true,
                 })
                 .collect(),
         };

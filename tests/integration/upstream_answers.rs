@@ -66,6 +66,11 @@ impl Before {
     }
 }
 
+/// What an agent is that takes whole messages only.
+fn no_streams(settings: &mut AgentSettings) {
+    settings.streams.max_streams = 0;
+}
+
 /// How an upstream breaks an answer off.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
@@ -169,7 +174,7 @@ fn an_answer_that_stops_in_the_middle_is_told_from_none() {
             visit.send(bytes.as_bytes());
             visit.wait_for_close();
         });
-        let before = Before::start_with(&upstream, |_| {}, 700);
+        let before = Before::start_with(&upstream, no_streams, 700);
         let detail = problem(&before.ask("GET"), 504, "upstream", "unknown");
         assert!(detail.contains(words), "{bytes:?}: {detail}");
         before.stop();
@@ -351,7 +356,7 @@ fn what_has_no_end_is_refused_at_once() {
             }
         });
         // Nobody would wait for as long as this route does.
-        let before = Before::start_with(&upstream, |_| {}, 600_000);
+        let before = Before::start_with(&upstream, no_streams, 600_000);
         let answer = before.ask("GET");
         if answers {
             assert_eq!((answer.status, answer.text()), (200, "data:"));

@@ -1,0 +1,490 @@
+//! A stream between two programs: both halves under one lock, for the threads that read and write its
+//! bytes, and for the mqtt thread, which brings what the other side says.
+//!
+//! Nobody publishes under this lock: who changes something lets the link ask for the messages, one at
+//! a time, when there is a place for one. So nothing is queued twice, and what a message says is never
+//! older than the moment in which it is sent.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::flight::Flight;
+use super::receiver::Receiver;
+use super::sender::Sender;
+use super::why::Why;
+use crate::base::threads::lock;
+use crate::http::Chunk;
+use crate::link::{Pieces, Publisher};
+use crate::wire::stream::{Piece, STREAM};
+use crate::wire::{Correlation, Message};
+
+/// After how long a silence the other side is asked whether it is there, and after how long it counts
+/// as gone.
+const ASK: Duration = Duration::from_secs(15);
+const GONE: Duration = Duration::from_secs(50);
+
+/// One stream, or one in each direction, with one peer.
+pub struct Stream {
+    correlation: Correlation,
+    // Where the other side sends its messages.
+    own_topic: Arc<str>,
+    publisher: Publisher,
+    flight: Arc<Flight>,
+    idle: Option<Duration>,
+    state: Mutex<State>,
+    // Something came, or there is room for more, or it was given up.
+    changed: Condvar,
+}
+
+struct State {
+    // Where messages for the other side go, as soon as that is known.
+    peer: Option<String>,
+    sender: Option<Sender>,
+    receiver: Option<Receiver>,
+    // Since when nothing has moved, and since when the other side is silent.
+    moved: Instant,
+    heard: Instant,
+    asked: Instant,
+    aborted: Option<Why>,
+    // The other side is to be told so.
+    owes_abort: bool,
+    // It has its turn at the link.
+    is_in_turn: bool,
+    // What it has of the flight, and of the memory for all.
+    flying: usize,
+    kept: usize,
+    on_abort: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Stream {
+    pub(super) fn new(
+        correlation: Correlation,
+        own_topic: Arc<str>,
+        publisher: Publisher,
+        flight: Arc<Flight>,
+        idle: Option<Duration>,
+        now: Instant,
+    ) -> Stream {
+        Stream {
+            correlation,
+            own_topic,
+            publisher,
+            flight,
+            idle,
+            state: Mutex::new(State {
+                peer: None,
+                sender: None,
+                receiver: None,
+                moved: now,
+                heard: now,
+                asked: now,
+                aborted: None,
+                owes_abort: false,
+                is_in_turn: false,
+                flying: 0,
+                kept: 0,
+                on_abort: Vec::new(),
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The name of the request that it belongs to.
+    pub fn correlation(&self) -> Correlation {
+        self.correlation
+    }
+
+    /// Where the other side takes messages: from now on some can be sent.
+    pub fn set_peer(self: &Arc<Self>, topic: &str) {
+        let mut state = lock(&self.state);
+        state.peer.get_or_insert_with(|| topic.to_owned());
+        self.moved(state);
+    }
+
+    /// Where the other side takes messages, as far as that is known.
+    pub fn peer(&self) -> Option<String> {
+        lock(&self.state).peer.clone()
+    }
+
+    /// There is a body to come from the other side, which is promised as much of it as an
+    /// [offer](super::Streams::offer) says.
+    pub fn expect(&self) {
+        let window = self.flight.first_window();
+        let mut state = lock(&self.state);
+        state.receiver.get_or_insert_with(|| Receiver::new(window));
+    }
+
+    /// When something of it has moved last.
+    pub fn last_moved(&self) -> Instant {
+        lock(&self.state).moved
+    }
+
+    /// Tells the other side at once what it may send.
+    pub fn accept(self: &Arc<Self>) {
+        let mut state = lock(&self.state);
+        if let Some(receiver) = &mut state.receiver {
+            receiver.reconnected();
+        }
+        self.moved(state);
+    }
+
+    /// There is a body for the other side, which takes so much of it for now.
+    pub fn begin(self: &Arc<Self>, window: u64) {
+        let overhead = 256 + 3 * self.own_topic.len();
+        let packet = self.publisher.offer().max_packet_bytes;
+        let piece = self
+            .flight
+            .piece_bytes()
+            .min(packet.saturating_sub(overhead));
+        let sender = Sender::new(window, piece, Instant::now());
+        lock(&self.state).sender.get_or_insert(sender);
+    }
+
+    /// The other side takes so much of a body that it has seen nothing of.
+    pub fn grant(self: &Arc<Self>, window: u64) {
+        let mut state = lock(&self.state);
+        if let Some(sender) = &mut state.sender {
+            sender.credit(0, window, Instant::now());
+        }
+        self.moved(state);
+    }
+
+    /// What is to happen when it is given up, by whichever side: somebody may have to be woken.
+    pub fn on_abort(&self, act: impl FnOnce() + Send + 'static) {
+        let mut state = lock(&self.state);
+        match state.aborted {
+            Some(_) => {
+                drop(state);
+                act();
+            }
+            None => state.on_abort.push(Box::new(act)),
+        }
+    }
+
+    // Something has changed: whoever waits is woken, and the link asks for what is to be sent.
+    fn moved(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        self.account(&mut state);
+        let is_new = self.has_piece(&state) && !state.is_in_turn;
+        state.is_in_turn |= is_new;
+        drop(state);
+        self.changed.notify_all();
+        if is_new {
+            self.publisher
+                .publish_pieces(Arc::clone(self) as Arc<dyn Pieces>);
+        }
+    }
+
+    fn has_piece(&self, state: &State) -> bool {
+        let receives = state.receiver.as_ref();
+        state.peer.is_some()
+            && (state.owes_abort
+                || state.aborted.is_none()
+                    && (receives.is_some_and(|it| it.has_next(Instant::now()))
+                        || state.sender.as_ref().is_some_and(Sender::has_next)))
+    }
+
+    fn account(&self, state: &mut State) {
+        let is_over = state.aborted.is_some();
+        let sender = state.sender.as_ref().filter(|_| !is_over);
+        let receiver = state.receiver.as_ref().filter(|_| !is_over);
+        let flying = sender.map_or(0, Sender::in_flight);
+        let kept = sender.map_or(0, Sender::kept_bytes) + receiver.map_or(0, Receiver::kept_bytes);
+        self.flight.flies(state.flying, flying);
+        self.flight.keeps(state.kept, kept);
+        (state.flying, state.kept) = (flying, kept);
+    }
+
+    /// Reads `max` bytes at the most of what comes from the other side, and waits for that as long as
+    /// `patience`.
+    ///
+    /// Errors: it was given up; why.
+    pub fn read(self: &Arc<Self>, max: usize, patience: Duration) -> Result<Chunk, Why> {
+        let until = Instant::now() + patience;
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            if let Some(why) = state.aborted {
+                return Err(why);
+            }
+            let Some(receiver) = &mut state.receiver else {
+                return Ok(Chunk::End);
+            };
+            receiver.set_window(self.flight.window());
+            if let Some(bytes) = receiver.read(max) {
+                state.moved = now;
+                self.moved(state);
+                return Ok(Chunk::Bytes(bytes));
+            }
+            if receiver.is_complete() {
+                return Ok(Chunk::End);
+            }
+            let left = until.saturating_duration_since(now);
+            if left.is_zero() {
+                return Ok(Chunk::Nothing);
+            }
+            state = self.wait(state, left);
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+        let waited = self.changed.wait_timeout(state, time);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Waits until the other side takes more, and returns how much.
+    ///
+    /// Errors: it was given up; why.
+    pub fn room(&self) -> Result<usize, Why> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(why) = state.aborted {
+                return Err(why);
+            }
+            let room = state.sender.as_ref().map_or(0, Sender::room);
+            if room > 0 {
+                return Ok(room);
+            }
+            // Aborts, credits and the time that has passed without any wake it.
+            state = self.wait(state, ASK);
+        }
+    }
+
+    /// Sends bytes, for which there is room.
+    ///
+    /// Errors: it was given up; why.
+    pub fn write(self: &Arc<Self>, bytes: Bytes) -> Result<(), Why> {
+        let mut state = lock(&self.state);
+        if let Some(why) = state.aborted {
+            return Err(why);
+        }
+        if let Some(sender) = &mut state.sender {
+            sender.push(bytes);
+        }
+        state.moved = Instant::now();
+        self.moved(state);
+        Ok(())
+    }
+
+    /// There is nothing more to send. Waits until the other side has all of it.
+    ///
+    /// Errors: it was given up; why.
+    pub fn finish(self: &Arc<Self>) -> Result<(), Why> {
+        let mut state = lock(&self.state);
+        if let Some(sender) = &mut state.sender {
+            sender.finish();
+        }
+        self.moved(state);
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(why) = state.aborted {
+                return Err(why);
+            }
+            if state.sender.as_ref().is_none_or(Sender::is_done) {
+                return Ok(());
+            }
+            state = self.wait(state, ASK);
+        }
+    }
+
+    /// Gives it up, unless it is over already, and tells the other side.
+    pub fn abort(self: &Arc<Self>, why: Why) {
+        self.give_up(why, true);
+    }
+
+    fn give_up(self: &Arc<Self>, why: Why, tells: bool) {
+        let mut state = lock(&self.state);
+        if state.aborted.is_some() {
+            return;
+        }
+        if !state.is_over() {
+            state.aborted = Some(why);
+            state.owes_abort = tells && state.peer.is_some();
+            log::debug!("stream {:?}: given up: {why}", self.correlation);
+        }
+        // What it holds may hold this: it goes in any case.
+        let acts = std::mem::take(&mut state.on_abort);
+        let is_aborted = state.aborted.is_some();
+        self.moved(state);
+        if is_aborted {
+            acts.into_iter().for_each(|act| act());
+        }
+    }
+
+    /// Why it was given up, if it was.
+    pub fn aborted(&self) -> Option<Why> {
+        lock(&self.state).aborted
+    }
+
+    /// Whether both directions are over.
+    pub fn is_over(&self) -> bool {
+        let state = lock(&self.state);
+        state.aborted.is_some() || state.is_over()
+    }
+
+    /// How long the received body was, if all of it has come: the sender may ask once more.
+    pub(super) fn received(&self) -> Option<(String, u64)> {
+        let state = lock(&self.state);
+        let length = state.receiver.as_ref().and_then(Receiver::length)?;
+        Some((state.peer.clone()?, length))
+    }
+
+    /// Takes a message of the other side. Runs on the mqtt thread.
+    pub(super) fn take(self: &Arc<Self>, piece: Piece, now: Instant) {
+        let mut state = lock(&self.state);
+        state.heard = now;
+        let taken = state.take(piece, now);
+        match taken {
+            Ok(()) => self.moved(state),
+            Err(GivenUp { why, tells }) => {
+                drop(state);
+                self.give_up(why, tells);
+            }
+        }
+    }
+
+    /// There is a new connection.
+    pub(super) fn reconnected(self: &Arc<Self>, now: Instant) {
+        let mut state = lock(&self.state);
+        // What it had its turn for was lost with the old one.
+        state.is_in_turn = false;
+        state.heard = now;
+        if let Some(sender) = &mut state.sender {
+            sender.reconnected(now);
+        }
+        if let Some(receiver) = &mut state.receiver {
+            receiver.reconnected();
+        }
+        self.moved(state);
+    }
+
+    /// Looks at the time. `is_connected`: the other side could be heard.
+    pub(super) fn tick(self: &Arc<Self>, now: Instant, is_connected: bool) {
+        let mut state = lock(&self.state);
+        if state.aborted.is_some() {
+            return;
+        }
+        let since = |then: Instant| now.saturating_duration_since(then);
+        let is_idle = self.idle.is_some_and(|idle| since(state.moved) >= idle);
+        let is_gone = is_connected && state.peer.is_some() && since(state.heard) >= GONE;
+        if !state.is_over() && (is_idle || is_gone) {
+            drop(state);
+            return self.give_up(if is_idle { Why::Idle } else { Why::PeerGone }, true);
+        }
+        let State {
+            sender,
+            heard,
+            asked,
+            ..
+        } = &mut *state;
+        if let Some(sender) = sender {
+            sender.tick(now);
+            if since(*heard) >= ASK && since(*asked) >= ASK {
+                *asked = now;
+                sender.ask();
+            }
+        }
+        match self.has_piece(&state) {
+            true => self.moved(state),
+            false => self.account(&mut state),
+        }
+    }
+
+    /// A place has become free for what is to be sent.
+    pub(super) fn go_on(self: &Arc<Self>) {
+        self.moved(lock(&self.state));
+    }
+
+    fn next(&self, state: &mut State, now: Instant) -> Option<Message> {
+        let peer = state.peer.as_deref()?;
+        if std::mem::take(&mut state.owes_abort) {
+            let why = state.aborted.unwrap_or(Why::Unknown).to_string();
+            return Some(Piece::Abort { why }.write(peer, self.correlation));
+        }
+        if state.aborted.is_some() {
+            return None;
+        }
+        if let Some(receiver) = &mut state.receiver
+            && let Some(piece) = receiver.next(now)
+        {
+            let is_credit = matches!(piece, Piece::Credit { .. });
+            let mut message = piece.write(peer, self.correlation);
+            if is_credit {
+                self.name_own_topic(&mut message);
+            }
+            return Some(message);
+        }
+        let sender = state.sender.as_mut()?;
+        if sender.has_data() && !self.flight.has_place() {
+            return None;
+        }
+        let piece = sender.next(now)?;
+        let is_question = matches!(&piece, Piece::Data { bytes, .. } if bytes.is_empty());
+        let mut message = piece.write(peer, self.correlation);
+        if is_question {
+            self.name_own_topic(&mut message);
+        }
+        Some(message)
+    }
+
+    // Who does not know this stream can say so.
+    fn name_own_topic(&self, message: &mut Message) {
+        let topic = self.own_topic.to_string();
+        message.properties.user.push((STREAM.to_owned(), topic));
+    }
+}
+
+impl Pieces for Stream {
+    fn next_piece(&self, now: Instant) -> Option<Message> {
+        let mut state = lock(&self.state);
+        let next = self.next(&mut state, now);
+        state.is_in_turn = next.is_some();
+        self.account(&mut state);
+        next
+    }
+}
+
+struct GivenUp {
+    why: Why,
+    tells: bool,
+}
+
+impl State {
+    fn is_over(&self) -> bool {
+        self.sender.as_ref().is_none_or(Sender::is_done)
+            && self.receiver.as_ref().is_none_or(Receiver::is_complete)
+    }
+
+    fn take(&mut self, piece: Piece, now: Instant) -> Result<(), GivenUp> {
+        let violation = |_| GivenUp {
+            why: Why::Violation,
+            tells: true,
+        };
+        match (piece, &mut self.sender, &mut self.receiver) {
+            (Piece::Abort { why }, ..) => {
+                let why = Why::read(&why);
+                return Err(GivenUp { why, tells: false });
+            }
+            (Piece::Data { offset, bytes }, _, Some(receiver)) => {
+                let is_question = bytes.is_empty();
+                receiver.data(offset, bytes, now).map_err(violation)?;
+                if !is_question {
+                    self.moved = now;
+                }
+            }
+            (Piece::End { length }, _, Some(receiver)) => {
+                receiver.end(length, now).map_err(violation)?;
+                self.moved = now;
+            }
+            (Piece::Ended { length }, Some(sender), _) => sender.ended(length),
+            (Piece::Credit { got, window }, Some(sender), _) => {
+                if sender.credit(got, window, now) {
+                    self.moved = now;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

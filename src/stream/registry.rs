@@ -1,0 +1,396 @@
+//! The streams of one program, by correlation, and the thread that looks after their time.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::flight::Flight;
+use super::live::Stream;
+use super::why::Why;
+use crate::base::error::Result;
+use crate::base::logging::excerpt;
+use crate::base::pool::{Pool, PoolOptions};
+use crate::base::threads::{self, lock};
+use crate::base::topic::{Topic, TopicFilter};
+use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
+use crate::wire::stream::{Offer, Piece, STREAM, is_probe, probe};
+use crate::wire::{Correlation, Message, Qos};
+
+/// How often it is looked what is due, while there are streams.
+/// A thread that had nothing to send for this long ends.
+const IDLE_THREAD: Duration = Duration::from_secs(10);
+const TICK: Duration = Duration::from_millis(50);
+/// For how long it is remembered that a stream ended well, and of how many: the last message may have
+/// been lost, and the other side asks once more.
+const LINGER: Duration = Duration::from_secs(15);
+const MAX_LINGERING: usize = 1024;
+/// How long a message to somebody whose stream is not known may wait to be sent.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The longest piece, in bytes.
+const PIECE_BYTES: usize = 16 * 1024;
+
+/// The bounds of streams.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamLimits {
+    /// A body up to this length travels in one message, in bytes.
+    pub inline_bytes: usize,
+    /// How many streams there may be at a time; 0: none.
+    pub max_streams: usize,
+    /// How far each may be ahead of its reader, in bytes.
+    pub window: usize,
+    /// How long nothing may move; none: for ever.
+    pub idle: Option<Duration>,
+}
+
+impl Default for StreamLimits {
+    fn default() -> StreamLimits {
+        StreamLimits {
+            inline_bytes: 64 * 1024,
+            max_streams: 1024,
+            window: 256 * 1024,
+            idle: Some(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// There are as many streams as there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooMany(pub usize);
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// All streams of a program.
+pub struct Streams {
+    limits: StreamLimits,
+    topic: Topic,
+    own_topic: Arc<str>,
+    flight: Arc<Flight>,
+    is_open: AtomicBool,
+    // Those that send bodies on. A program's other threads are not for that: a thousand event
+    // streams must not leave a short request without one.
+    threads: Pool<Work>,
+    state: Mutex<State>,
+    // There is a stream to look after, or it is time to stop.
+    woken: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    streams: HashMap<Correlation, Arc<Stream>>,
+    // Those that ended well, with their peers and the length of what was received.
+    lingering: VecDeque<(Instant, Correlation, String, u64)>,
+    is_connected: bool,
+    is_stopped: bool,
+}
+
+/// A stream of the table. Dropping it takes it off, and gives it up unless it is over.
+pub struct Opened {
+    streams: Arc<Streams>,
+    stream: Arc<Stream>,
+}
+
+impl Streams {
+    /// Makes an empty table. Messages for its streams come on `topic`; all of them together take no
+    /// more than about `buffered_bytes` of memory.
+    pub fn new(topic: Topic, limits: StreamLimits, buffered_bytes: usize) -> Arc<Streams> {
+        let flight = Flight::new(limits.window as u64, PIECE_BYTES, buffered_bytes);
+        Arc::new(Streams {
+            own_topic: topic.as_str().into(),
+            topic,
+            flight: Arc::new(flight),
+            limits,
+            is_open: AtomicBool::new(false),
+            threads: Pool::new(
+                PoolOptions {
+                    name: "stream",
+                    // One for each direction.
+                    max_workers: 2 * limits.max_streams,
+                    queue: 0,
+                    stack_kib: 128,
+                    idle: IDLE_THREAD,
+                },
+                |work: Work| work(),
+            ),
+            state: Mutex::default(),
+            woken: Condvar::new(),
+        })
+    }
+
+    /// What first messages say of it.
+    pub fn offer(&self) -> Offer {
+        Offer {
+            topic: self.topic.clone(),
+            window: self.flight.first_window(),
+        }
+    }
+
+    /// Their bounds.
+    pub fn limits(&self) -> &StreamLimits {
+        &self.limits
+    }
+
+    /// What to subscribe to. A broker may deny it: then there are no streams, and all else goes on.
+    pub fn subscription(&self) -> Option<Subscription> {
+        (self.limits.max_streams > 0).then(|| Subscription {
+            filter: TopicFilter::from(&self.topic),
+            qos: Qos::AtLeastOnce,
+            group: None,
+            retained: false,
+            is_needed: false,
+        })
+    }
+
+    /// Whether messages for its streams reach this program: a message to itself has come back.
+    pub fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::SeqCst)
+    }
+
+    /// Opens one for a request.
+    ///
+    /// Errors: there are [`TooMany`].
+    pub fn open(
+        self: &Arc<Self>,
+        correlation: Correlation,
+        publisher: &Publisher,
+    ) -> std::result::Result<Opened, TooMany> {
+        let stream = Arc::new(Stream::new(
+            correlation,
+            Arc::clone(&self.own_topic),
+            Arc::clone(publisher),
+            Arc::clone(&self.flight),
+            self.limits.idle,
+            Instant::now(),
+        ));
+        let mut state = lock(&self.state);
+        if state.streams.len() >= self.limits.max_streams {
+            return Err(TooMany(self.limits.max_streams));
+        }
+        state.streams.insert(correlation, Arc::clone(&stream));
+        if state.streams.len() == 1 {
+            self.woken.notify_all();
+        }
+        drop(state);
+        Ok(Opened {
+            streams: Arc::clone(self),
+            stream,
+        })
+    }
+
+    /// Runs something on a thread of its own, which is joined when the streams are stopped. Returns
+    /// whether there was one.
+    pub fn run(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        self.threads.submit(Box::new(work)).is_ok()
+    }
+
+    /// The stream of a request, if there is one.
+    pub fn find(&self, correlation: Correlation) -> Option<Arc<Stream>> {
+        lock(&self.state).streams.get(&correlation).cloned()
+    }
+
+    /// Takes a message for a stream. Returns whether it was one. Runs on the mqtt thread.
+    pub fn take(&self, publisher: &Publisher, message: &Message, now: Instant) -> bool {
+        if message.topic != *self.own_topic {
+            return false;
+        }
+        if is_probe(message) {
+            self.is_open.store(true, Ordering::SeqCst);
+            return true;
+        }
+        let (correlation, piece) = match Piece::read(message) {
+            Ok(read) => read,
+            Err(bad) => {
+                log::debug!("dropped a message on {}: {bad}", self.own_topic);
+                return true;
+            }
+        };
+        match self.find(correlation) {
+            Some(stream) => {
+                // The first one of an agent that takes a body says where to.
+                if stream.peer().is_none()
+                    && let Some(topic) = message.properties.user(STREAM)
+                    && Topic::new(topic).is_ok()
+                {
+                    stream.set_peer(topic);
+                }
+                stream.take(piece, now);
+            }
+            None => self.take_unknown(publisher, correlation, &piece, message),
+        }
+        if self.flight.has_place_again() {
+            self.all().iter().for_each(Stream::go_on);
+        }
+        true
+    }
+
+    // Of a stream that ended well, or that nobody here knows.
+    fn take_unknown(
+        &self,
+        publisher: &Publisher,
+        correlation: Correlation,
+        piece: &Piece,
+        message: &Message,
+    ) {
+        let lingering = {
+            let state = lock(&self.state);
+            let mut lingering = state.lingering.iter();
+            let found = lingering.find(|(_, name, ..)| *name == correlation);
+            found.map(|(_, _, peer, length)| (peer.clone(), *length))
+        };
+        let (topic, answer) = match (piece, lingering) {
+            (Piece::End { .. } | Piece::Data { .. }, Some((peer, length))) => {
+                (peer, Piece::Ended { length })
+            }
+            (Piece::Abort { .. } | Piece::Ended { .. }, _) | (_, Some(_)) => return,
+            (_, None) => {
+                let Some(topic) = message.properties.user(STREAM) else {
+                    return;
+                };
+                let why = Why::Unknown.to_string();
+                (topic.to_owned(), Piece::Abort { why })
+            }
+        };
+        // Nobody else is to be written to than whoever has streams.
+        if !topic.starts_with("recado/") || Topic::new(topic.as_str()).is_err() {
+            return log::debug!("no stream is at {}", excerpt(topic.as_bytes()));
+        }
+        let _ = publisher.publish(
+            answer.write(&topic, correlation),
+            Some(Instant::now() + ANSWER),
+        );
+    }
+
+    /// Takes what the broker said to a message. Returns whether that was one of a stream.
+    pub fn acknowledged(&self, acknowledgement: &Acknowledgement) -> bool {
+        let correlation = acknowledgement.correlation_data.as_deref();
+        let stream = correlation.and_then(Correlation::from_bytes);
+        let Some(stream) = stream.and_then(|known| self.find(known)) else {
+            return acknowledgement.topic == *self.own_topic;
+        };
+        if stream.peer().as_ref() != Some(&acknowledgement.topic) {
+            return false;
+        }
+        if let Delivery::Refused(reason) = &acknowledgement.delivery {
+            let topic = &acknowledgement.topic;
+            log::error!("the broker refused a message on {topic}: {reason}; see its access list");
+            stream.abort(Why::Denied);
+        }
+        true
+    }
+
+    /// There is a connection: what was on its way on the old one is sent again.
+    pub fn connected(&self, publisher: &Publisher, now: Instant) {
+        lock(&self.state).is_connected = true;
+        if self.limits.max_streams > 0 {
+            let _ = publisher.publish(probe(&self.topic), None);
+        }
+        for stream in self.all() {
+            stream.reconnected(now);
+        }
+    }
+
+    /// There is none any more.
+    pub fn disconnected(&self) {
+        self.is_open.store(false, Ordering::SeqCst);
+        lock(&self.state).is_connected = false;
+    }
+
+    /// Gives up those whose peer is so.
+    pub fn abort_where(&self, why: Why, is_so: impl Fn(&str) -> bool) {
+        for stream in self.all() {
+            if stream.peer().is_some_and(|peer| is_so(&peer)) {
+                stream.abort(why);
+            }
+        }
+    }
+
+    /// Gives up all of them, and ends their threads, except for the one that watches them.
+    ///
+    /// Errors: a thread does not end in time ([`Error::Thread`](crate::base::error::Error::Thread)).
+    pub fn stop(&self, deadline: Instant) -> Result<()> {
+        lock(&self.state).is_stopped = true;
+        self.woken.notify_all();
+        for stream in self.all() {
+            stream.abort(Why::Stopping);
+        }
+        self.threads.join(deadline)
+    }
+
+    /// Starts the thread that looks after their time, and calls `each` whenever it does. It ends with
+    /// [`Streams::stop`].
+    ///
+    /// Errors: the system has no thread left ([`Error::System`](crate::base::error::Error::System)).
+    pub fn watch(
+        self: &Arc<Self>,
+        each: impl Fn(Instant) + Send + 'static,
+    ) -> Result<JoinHandle<()>> {
+        let streams = Arc::clone(self);
+        threads::spawn("streams", 128, move || {
+            while streams.wait() {
+                let (all, is_connected) = {
+                    let state = lock(&streams.state);
+                    let all: Vec<_> = state.streams.values().cloned().collect();
+                    (all, state.is_connected)
+                };
+                let now = Instant::now();
+                each(now);
+                for stream in all {
+                    stream.tick(now, is_connected);
+                }
+            }
+        })
+    }
+
+    // Until there may be something to do; false: it is time to stop.
+    fn wait(&self) -> bool {
+        let mut state = lock(&self.state);
+        while state.streams.is_empty() && !state.is_stopped {
+            let woken = self.woken.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        if !state.is_stopped {
+            let woken = self.woken.wait_timeout(state, TICK);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        !state.is_stopped
+    }
+
+    fn all(&self) -> Vec<Arc<Stream>> {
+        lock(&self.state).streams.values().cloned().collect()
+    }
+
+    fn close(&self, stream: &Arc<Stream>) {
+        stream.abort(Why::ClientGone);
+        let now = Instant::now();
+        let mut state = lock(&self.state);
+        state.streams.remove(&stream.correlation());
+        let is_old = |(since, ..): &(Instant, Correlation, String, u64)| *since + LINGER <= now;
+        while state.lingering.front().is_some_and(is_old) {
+            state.lingering.pop_front();
+        }
+        if stream.aborted().is_none()
+            && let Some((peer, length)) = stream.received()
+        {
+            if state.lingering.len() >= MAX_LINGERING {
+                state.lingering.pop_front();
+            }
+            let ended = (now, stream.correlation(), peer, length);
+            state.lingering.push_back(ended);
+        }
+    }
+}
+
+impl Opened {
+    /// The stream.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.streams.close(&self.stream);
+    }
+}

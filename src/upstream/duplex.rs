@@ -1,0 +1,272 @@
+//! A request whose body goes on as it comes, and whose answer may come meanwhile: an upload, or an
+//! upgrade. ureq sends all of a request before it reads anything, and knows no upgrade.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Method, StatusCode, header};
+
+use super::answer::{self, End, Found, Head, MAX_HEAD};
+use super::error::UpstreamError;
+use crate::base::connect::{connect, is_timeout};
+use crate::base::threads::lock;
+use crate::http::chunked::Decoder;
+use crate::http::content::{Content, Rest};
+use crate::http::{Chunk, Request, Source, has_body};
+
+/// How long a body is waited for at a time. Who waits is woken when it is given up.
+const LONG: Duration = Duration::from_secs(3600);
+/// How often it is looked whether the time for an answer is up: that may be later than it was.
+const LOOK: Duration = Duration::from_millis(200);
+/// How many bytes of a head are read at a time.
+const HEAD_READ: usize = 4 * 1024;
+
+/// A connection on which the head of a request was sent.
+pub struct Duplex {
+    stream: Arc<TcpStream>,
+    method: Method,
+    is_chunked: bool,
+    upgrades: bool,
+}
+
+/// The head of an answer, and where its body comes from, if it has one.
+pub(super) struct Begun {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Option<DuplexBody>,
+}
+
+impl Duplex {
+    /// Connects, and sends the head: of an upgrade to `upgrade`, or of a request with the body that it
+    /// has, which is not sent yet.
+    ///
+    /// Errors: no connection could be made, or it broke.
+    pub(super) fn open(
+        request: &Request,
+        upgrade: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Duplex, UpstreamError> {
+        let deadline = Instant::now() + timeout;
+        let stream = dial(request, deadline)
+            .map_err(|error| UpstreamError::Unreachable(format!("{error}")))?;
+        let length = request.body().stream().and_then(|source| source.length());
+        let is_chunked = upgrade.is_none() && length.is_none();
+        let head = head(request, upgrade, length);
+        let sent = stream
+            .set_nodelay(true)
+            .and_then(|()| stream.set_write_timeout(Some(timeout.max(LOOK))))
+            .and_then(|()| (&stream).write_all(&head))
+            .and_then(|()| stream.set_write_timeout(None));
+        sent.map_err(|error| UpstreamError::Broken(error.to_string()))?;
+        Ok(Duplex {
+            stream: Arc::new(stream),
+            method: request.method().clone(),
+            is_chunked,
+            upgrades: upgrade.is_some(),
+        })
+    }
+
+    /// What ends the connection, whoever waits for it.
+    pub fn cutter(&self) -> impl Fn() + Send + Sync + 'static {
+        let stream = Arc::clone(&self.stream);
+        move || {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// What sends the body, on another thread: all of it, as it comes. If it is cut off, the connection
+    /// is too.
+    pub fn sender(&self) -> impl FnOnce(&dyn Source) -> io::Result<()> + Send + 'static {
+        let stream = Arc::clone(&self.stream);
+        let (is_chunked, upgrades) = (self.is_chunked, self.upgrades);
+        move |source| {
+            let sent = send(source, &stream, is_chunked);
+            match &sent {
+                Ok(()) if upgrades => {
+                    let _ = stream.shutdown(Shutdown::Write);
+                }
+                Ok(()) => {}
+                Err(Failed::Source(_)) => {
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+                // It may have answered before it stopped reading.
+                Err(Failed::Upstream(_)) => {}
+            }
+            sent.map_err(|(Failed::Source(error) | Failed::Upstream(error))| error)
+        }
+    }
+
+    /// Waits for the head of the answer; until when, is asked again and again.
+    ///
+    /// Errors: none came, or none that is HTTP.
+    pub(super) fn answer(&self, until: &dyn Fn() -> Instant) -> Result<Begun, UpstreamError> {
+        let mut read = Vec::new();
+        let broken = |error: io::Error| UpstreamError::Broken(error.to_string());
+        loop {
+            match answer::find(&read, self.upgrades).map_err(UpstreamError::Broken)? {
+                Found::Interim(length) => drop(read.drain(..length)),
+                Found::Final(length, head) => {
+                    read.drain(..length);
+                    return Ok(self.begun(head, read));
+                }
+                Found::Nothing if read.len() >= MAX_HEAD => {
+                    let flaw = format!("the head of its answer is larger than {MAX_HEAD} bytes");
+                    return Err(UpstreamError::Broken(flaw));
+                }
+                Found::Nothing => {
+                    let left = until().saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(UpstreamError::TimedOut);
+                    }
+                    self.stream
+                        .set_read_timeout(Some(left.min(LOOK)))
+                        .map_err(broken)?;
+                    let mut buffer = [0; HEAD_READ];
+                    match (&*self.stream).read(&mut buffer) {
+                        Ok(0) => return Err(broken(ErrorKind::UnexpectedEof.into())),
+                        Ok(count) => read.extend_from_slice(&buffer[..count]),
+                        Err(error) if is_timeout(&error) => {}
+                        Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                        Err(error) => return Err(broken(error)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn begun(&self, head: Head, buffer: Vec<u8>) -> Begun {
+        let is_upgraded = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        let rest = match head.end {
+            _ if is_upgraded => Rest::Close,
+            End::Length(length) => Rest::Length(length),
+            End::Chunked => Rest::Chunked(Decoder::new(usize::MAX)),
+            End::Close => Rest::Close,
+        };
+        let has_body = is_upgraded || self.method != Method::HEAD && has_body(head.status);
+        let body = has_body.then(|| {
+            let content = Content::new(rest, buffer);
+            DuplexBody {
+                stream: Arc::clone(&self.stream),
+                length: content.length(),
+                state: Mutex::new(State {
+                    content,
+                    timeout: None,
+                }),
+            }
+        });
+        Begun {
+            status: head.status,
+            headers: head.headers,
+            body,
+        }
+    }
+}
+
+fn dial(request: &Request, deadline: Instant) -> io::Result<TcpStream> {
+    let uri = request.uri();
+    let host = uri.host().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().unwrap_or(80);
+    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    connect(&addresses, deadline)
+}
+
+fn head(request: &Request, upgrade: Option<&str>, length: Option<u64>) -> Vec<u8> {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    let host = uri.authority().map_or("", |authority| authority.as_str());
+    let mut head = format!("{} {target} HTTP/1.1\r\nhost: {host}\r\n", request.method());
+    head.push_str(&match (upgrade, length) {
+        (Some(protocol), _) => format!("connection: upgrade\r\nupgrade: {protocol}\r\n"),
+        (None, Some(length)) => format!("content-length: {length}\r\n"),
+        (None, None) => "transfer-encoding: chunked\r\n".to_owned(),
+    });
+    let mut head = head.into_bytes();
+    for (name, value) in request.headers() {
+        if name != header::HOST {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    head
+}
+
+enum Failed {
+    Source(io::Error),
+    Upstream(io::Error),
+}
+
+fn send(source: &dyn Source, stream: &TcpStream, is_chunked: bool) -> Result<(), Failed> {
+    loop {
+        match source.read(usize::MAX, LONG).map_err(Failed::Source)? {
+            Chunk::Bytes(bytes) if is_chunked => {
+                let size = format!("{:x}\r\n", bytes.len());
+                write(stream, &[size.as_bytes(), &bytes, b"\r\n"])?;
+            }
+            Chunk::Bytes(bytes) => write(stream, &[&bytes])?,
+            Chunk::Nothing => {}
+            Chunk::End if is_chunked => return write(stream, &[b"0\r\n\r\n"]),
+            Chunk::End => return Ok(()),
+        }
+    }
+}
+
+fn write(mut stream: &TcpStream, parts: &[&[u8]]) -> Result<(), Failed> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = slices.as_mut_slice();
+    while !left.is_empty() {
+        match stream.write_vectored(left) {
+            Ok(0) => return Err(Failed::Upstream(ErrorKind::WriteZero.into())),
+            Ok(count) => IoSlice::advance_slices(&mut left, count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failed::Upstream(error)),
+        }
+    }
+    Ok(())
+}
+
+/// The body of an answer, or what comes once the connection is upgraded.
+pub(super) struct DuplexBody {
+    stream: Arc<TcpStream>,
+    length: Option<u64>,
+    state: Mutex<State>,
+}
+
+struct State {
+    content: Content,
+    timeout: Option<Duration>,
+}
+
+impl Source for DuplexBody {
+    fn length(&self) -> Option<u64> {
+        self.length
+    }
+
+    fn read(&self, max: usize, patience: Duration) -> io::Result<Chunk> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(chunk) = state.content.next(max)? {
+                return Ok(chunk);
+            }
+            // Zero would mean no time-out.
+            let patience = patience.max(Duration::from_millis(1));
+            if state.timeout != Some(patience) {
+                self.stream.set_read_timeout(Some(patience))?;
+                state.timeout = Some(patience);
+            }
+            match state.content.fill(&*self.stream) {
+                Err(error) if is_timeout(&error) => return Ok(Chunk::Nothing),
+                other => other?,
+            }
+        }
+    }
+
+    fn cancel(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
