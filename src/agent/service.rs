@@ -79,9 +79,7 @@ impl Agent {
             }
             LinkEvent::Message(message) if presence.is_probe(&message) => {}
             LinkEvent::Message(message) if pieces.take(publisher, &message, Instant::now()) => {
-                if pieces.is_open() {
-                    presence.takes_streams(publisher, true, Moment::now());
-                }
+                presence.takes_streams(publisher, pieces.is_open(), Moment::now());
             }
             LinkEvent::Message(message) => sorter.take(publisher, &places, message, Moment::now()),
             LinkEvent::Written => {

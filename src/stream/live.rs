@@ -479,9 +479,8 @@ impl State {
             }
             (Piece::Ended { length }, Some(sender), _) => sender.ended(length),
             (Piece::Credit { got, window }, Some(sender), _) => {
-                if sender.credit(got, window, now) {
-                    self.moved = now;
-                }
+                let has_moved = sender.credit(got, window, now);
+                self.moved = if has_moved { now } else { self.moved };
             }
             _ => {}
         }
