@@ -31,8 +31,6 @@ pub struct Receiver {
     read: u64,
     // What the sender was promised; it is never taken back.
     limit: u64,
-    // What it was told last to be here.
-    told: u64,
     length: Option<u64>,
     gap: Option<Instant>,
     // The sender asks for a word: the end has come, or something for the second time.
@@ -49,7 +47,6 @@ impl Receiver {
             got: 0,
             read: 0,
             limit: window,
-            told: 0,
             length: None,
             gap: None,
             is_asked: false,
@@ -161,7 +158,7 @@ impl Receiver {
     pub fn has_next(&self, now: Instant) -> bool {
         match self.length == Some(self.got) {
             true => self.is_asked,
-            false => self.is_asked || self.is_gap(now) || self.is_half() || self.is_much_new(),
+            false => self.is_asked || self.is_gap(now) || self.is_half(),
         }
     }
 
@@ -169,15 +166,11 @@ impl Receiver {
         self.gap.is_some_and(|since| now >= since + GAP)
     }
 
-    // Half a window was taken by whoever reads.
+    // Half a window was taken by whoever reads. A credit that promises no more would do harm: it is
+    // acknowledged late, and brokers that don't turn Nagle's algorithm off hold the next one until then.
     fn is_half(&self) -> bool {
         let more = (self.read + self.window).saturating_sub(self.limit);
         more >= (self.window / 2).max(1)
-    }
-
-    // Much has come since the sender was told: it need not keep that any longer.
-    fn is_much_new(&self) -> bool {
-        self.got - self.told >= (self.window / 4 * 3).max(1)
     }
 
     /// The next message to send now.
@@ -196,7 +189,6 @@ impl Receiver {
             self.limit = self.limit.max(self.read + self.window);
         }
         self.is_asked = false;
-        self.told = self.got;
         Some(Piece::Credit {
             got: self.got,
             window: self.limit - self.got,
