@@ -81,8 +81,10 @@ impl<'a> Upload<'a> {
             Some(_) => Instant::now(),
             None => until(),
         });
-        let response = answered.map_err(|error| match (stream.aborted(), self.limit) {
-            (Some(Why::TooLarge), Some(limit)) => NotExchanged::Agent(Failure::RequestOver(limit)),
+        let response = answered.map_err(|error| match self.limit {
+            Some(limit) if self.source.is_over() => {
+                NotExchanged::Agent(Failure::RequestOver(limit))
+            }
             _ => NotExchanged::Upstream(error),
         })?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {

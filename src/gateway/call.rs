@@ -136,6 +136,11 @@ impl Inbox {
                         (None, None) => Failure::HungUp,
                     },
                 })??;
+        // What this side has found wrong with the body explains whatever the other one says.
+        let own = upload.as_ref().and_then(|stream| stream.aborted_here());
+        if let Some(why @ (Why::TooLarge | Why::Violation)) = own {
+            return Err(self.not_uploaded(why));
+        }
         if reply.message.payload.len() > self.max_body_bytes {
             return Err(Failure::ReplyOver(self.max_body_bytes));
         }

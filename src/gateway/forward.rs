@@ -24,25 +24,32 @@ use crate::wire::stream::{read_length, write_length};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// In which form the body of a request is taken.
+/// In which form the body of a request is taken: whole where whoever gets it takes nothing else. What
+/// will be refused anyway need not be read.
 pub(super) fn takes(carrier: &Carrier, head: &Request, now: Instant) -> Takes {
     let streams = carrier.inboxes.streams();
-    let is_stream = || {
-        let found = carrier.router.find(head).ok()?;
-        let Endpoint::Route(number) = found.endpoint else {
-            return None;
-        };
-        let topic = carrier.router.topic(number, &found).ok()?;
-        let is_http = carrier.router.routes()[number].mode == Mode::Http;
-        let inbox = &carrier.inboxes.of(number).topic;
-        // Waits for who is announced last, in the first second of a connection.
-        let target = carrier.presence.http_target(&topic, inbox, now);
-        Some(is_http && target == Target::There { streams: true })
-    };
-    match streams.is_open() && is_stream() == Some(true) {
+    match streams.is_open() && !wants_whole(carrier, head, now) {
         true => Takes::Stream(streams.limits().inline_bytes.min(carrier.whole_bytes)),
         false => Takes::Whole,
     }
+}
+
+fn wants_whole(carrier: &Carrier, head: &Request, now: Instant) -> bool {
+    let Ok(found) = carrier.router.find(head) else {
+        return false;
+    };
+    let Endpoint::Route(number) = found.endpoint else {
+        return false;
+    };
+    if carrier.router.routes()[number].mode != Mode::Http {
+        return true;
+    }
+    let inbox = &carrier.inboxes.of(number).topic;
+    let topic = carrier.router.topic(number, &found);
+    topic.is_ok_and(|topic| {
+        let target = carrier.presence.http_target(&topic, inbox, now);
+        target == Target::There { streams: false }
+    })
 }
 
 /// Carries a request to an agent and its reply back.

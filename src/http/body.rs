@@ -202,6 +202,14 @@ impl<S: Source> Bounded<S> {
     }
 }
 
+impl<S> Bounded<S> {
+    /// Whether it had more than it may.
+    pub fn is_over(&self) -> bool {
+        let count = self.count.load(Ordering::Relaxed);
+        self.limit.is_some_and(|limit| count > limit)
+    }
+}
+
 impl<S: Source> Source for Bounded<S> {
     fn length(&self) -> Option<u64> {
         self.source.length()

@@ -23,6 +23,9 @@ use crate::wire::{Correlation, Message};
 /// After how long a silence the other side is asked whether it is there, and after how long it counts
 /// as gone.
 const ASK: Duration = Duration::from_secs(15);
+/// How often it is looked whether others have made room.
+const LOOK: Duration = Duration::from_millis(200);
+const ASK_STOPPED: Duration = Duration::from_millis(100);
 const GONE: Duration = Duration::from_secs(50);
 
 /// One stream, or one in each direction, with one peer.
@@ -48,7 +51,8 @@ struct State {
     heard: Instant,
     asked: Instant,
     aborted: Option<Why>,
-    // The other side is to be told so.
+    // It was this side's wish, and the other one is to be told so.
+    is_own_abort: bool,
     owes_abort: bool,
     // It has its turn at the link.
     is_in_turn: bool,
@@ -81,6 +85,7 @@ impl Stream {
                 heard: now,
                 asked: now,
                 aborted: None,
+                is_own_abort: false,
                 owes_abort: false,
                 is_in_turn: false,
                 flying: 0,
@@ -242,12 +247,16 @@ impl Stream {
             if let Some(why) = state.aborted {
                 return Err(why);
             }
-            let room = state.sender.as_ref().map_or(0, Sender::room);
-            if room > 0 {
-                return Ok(room);
+            let (room, kept) = match &state.sender {
+                Some(sender) => (sender.room(), sender.kept_bytes()),
+                None => (0, 0),
+            };
+            // As with what is promised: less as the memory for all gets short.
+            let most = usize::try_from(self.flight.window()).unwrap_or(usize::MAX);
+            match room.min(most.saturating_sub(kept)) {
+                0 => state = self.wait(state, LOOK),
+                room => return Ok(room),
             }
-            // Aborts, credits and the time that has passed without any wake it.
-            state = self.wait(state, ASK);
         }
     }
 
@@ -300,6 +309,7 @@ impl Stream {
         }
         if !state.is_over() {
             state.aborted = Some(why);
+            state.is_own_abort = tells;
             state.owes_abort = tells && state.peer.is_some();
             log::debug!("stream {:?}: given up: {why}", self.correlation);
         }
@@ -315,6 +325,12 @@ impl Stream {
     /// Why it was given up, if it was.
     pub fn aborted(&self) -> Option<Why> {
         lock(&self.state).aborted
+    }
+
+    /// Why this side gave it up, if it did so first.
+    pub fn aborted_here(&self) -> Option<Why> {
+        let state = lock(&self.state);
+        state.aborted.filter(|_| state.is_own_abort)
     }
 
     /// Whether both directions are over.
@@ -380,7 +396,10 @@ impl Stream {
         } = &mut *state;
         if let Some(sender) = sender {
             sender.tick(now);
-            if since(*heard) >= ASK && since(*asked) >= ASK {
+            // Where all are stopped, some may have more confirmed than they know.
+            let is_stopped = self.flight.is_full() && sender.in_flight() > 0;
+            let patience = if is_stopped { ASK_STOPPED } else { ASK };
+            if since(*heard) >= patience && since(*asked) >= patience {
                 *asked = now;
                 sender.ask();
             }
@@ -416,10 +435,10 @@ impl Stream {
             return Some(message);
         }
         let sender = state.sender.as_mut()?;
-        if sender.has_data() && !self.flight.has_place() {
-            return None;
-        }
-        let piece = sender.next(now)?;
+        let piece = match sender.has_data() && !self.flight.has_place() {
+            true => sender.question()?,
+            false => sender.next(now)?,
+        };
         let is_question = matches!(&piece, Piece::Data { bytes, .. } if bytes.is_empty());
         let mut message = piece.write(peer, self.correlation);
         if is_question {
@@ -432,6 +451,14 @@ impl Stream {
     fn name_own_topic(&self, message: &mut Message) {
         let topic = self.own_topic.to_string();
         message.properties.user.push((STREAM.to_owned(), topic));
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let state = lock(&self.state);
+        self.flight.flies(state.flying, 0);
+        self.flight.keeps(state.kept, 0);
     }
 }
 

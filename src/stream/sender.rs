@@ -98,11 +98,8 @@ impl Sender {
                 bytes: bytes.clone(),
             });
         }
-        if std::mem::take(&mut self.is_asking) {
-            return Some(Piece::Data {
-                offset: self.length,
-                bytes: Bytes::new(),
-            });
+        if let Some(question) = self.question() {
+            return Some(question);
         }
         let is_over = self.is_finished && !self.is_end_sent;
         if is_over {
@@ -111,6 +108,15 @@ impl Sender {
         }
         is_over.then_some(Piece::End {
             length: self.length,
+        })
+    }
+
+    /// The question whether the receiver is there and what it has, if it is to be asked now.
+    pub fn question(&mut self) -> Option<Piece> {
+        let asks = std::mem::take(&mut self.is_asking) && !self.is_done;
+        asks.then(|| Piece::Data {
+            offset: self.length,
+            bytes: Bytes::new(),
         })
     }
 
@@ -148,6 +154,7 @@ impl Sender {
         self.is_done |= self.is_finished && length == self.length;
         if self.is_done {
             self.kept.clear();
+            self.got = self.length;
         }
     }
 

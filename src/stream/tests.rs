@@ -247,8 +247,10 @@ fn the_receiver_is_asked_later_and_later_and_its_answer_counts() {
     assert_eq!(sent(&mut sender, after(last)), [Piece::End { length: 200 }]);
     sender.credit(200, WINDOW, after(last));
     assert!(!sender.is_done(), "it may not have seen the end");
+    sender.push(Bytes::new());
     sender.ended(200);
     assert!(sender.is_done());
+    assert_eq!((sender.in_flight(), sender.kept_bytes()), (0, 0));
 }
 
 #[test]

@@ -55,5 +55,11 @@ mod services;
 mod settings;
 /// Stopping without dropping what was accepted.
 mod shutdown;
+/// What becomes of such bodies when somebody breaks off, vanishes or takes his time.
+mod stream_failures;
+/// Bodies that are no single message, as they come and go.
+mod streams;
+/// WebSockets and whatever else a connection is upgraded to.
+mod upgrades;
 /// What an upstream may answer, and how its connection may end.
 mod upstream_answers;

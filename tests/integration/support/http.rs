@@ -1,7 +1,7 @@
 //! An HTTP client that sends what it is told and reads exactly one answer at a time.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use super::PATIENCE;
 
@@ -102,6 +102,54 @@ impl Connection {
             self.stream.read_exact(&mut answer.body).unwrap();
         }
         Some(answer)
+    }
+
+    /// The next chunk of an answer that comes in chunks; None behind the last one.
+    ///
+    /// Errors: it was cut off.
+    pub fn read_chunk(&mut self) -> std::io::Result<Option<Vec<u8>>> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let size = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        let mut chunk = vec![0; size + 2];
+        self.stream.read_exact(&mut chunk)?;
+        assert!(chunk.ends_with(b"\r\n"));
+        chunk.truncate(size);
+        Ok((size > 0).then_some(chunk))
+    }
+
+    /// All chunks up to the last one.
+    ///
+    /// Errors: it was cut off; what came before is lost.
+    pub fn read_chunks(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        while let Some(chunk) = self.read_chunk()? {
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all)
+    }
+
+    /// Exactly so many bytes.
+    ///
+    /// Errors: it was cut off.
+    pub fn read_bytes(&mut self, count: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).map(|()| bytes)
+    }
+
+    /// All that comes until the connection ends.
+    ///
+    /// Errors: it was reset.
+    pub fn read_to_end(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes).map(|_| bytes)
+    }
+
+    /// Sends no more.
+    pub fn shut_down_sending(&mut self) {
+        self.stream.get_mut().shutdown(Shutdown::Write).unwrap();
     }
 
     /// Whether the server has closed the connection, with nothing more to read.

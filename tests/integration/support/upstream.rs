@@ -1,7 +1,7 @@
 //! An upstream that answers with the bytes that a test wants, and ends connections as it wants.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -39,6 +39,51 @@ impl Visit {
         let mut body = vec![0; length.unwrap_or(0)];
         self.stream.read_exact(&mut body).ok()?;
         Some((head, body))
+    }
+
+    /// Reads so many bytes; false if the connection ends before.
+    pub fn read_exactly(&mut self, bytes: &mut [u8]) -> bool {
+        self.stream.read_exact(bytes).is_ok()
+    }
+
+    /// Reads what there is; 0 at the end.
+    pub fn read_some(&mut self, bytes: &mut [u8]) -> usize {
+        self.stream.read(bytes).unwrap_or(0)
+    }
+
+    /// Reads a chunk; an empty one is the last. None if the connection ends instead.
+    pub fn read_chunk(&mut self) -> Option<Vec<u8>> {
+        let mut line = String::new();
+        self.stream
+            .read_line(&mut line)
+            .ok()
+            .filter(|count| *count > 0)?;
+        let size = usize::from_str_radix(line.trim_end(), 16).ok()?;
+        let mut chunk = vec![0; size + 2];
+        self.stream.read_exact(&mut chunk).ok()?;
+        chunk.truncate(size);
+        Some(chunk)
+    }
+
+    /// Reads all chunks. None if the connection ends before the last one.
+    pub fn read_chunks(&mut self) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        loop {
+            match self.read_chunk()? {
+                chunk if chunk.is_empty() => return Some(all),
+                chunk => all.extend_from_slice(&chunk),
+            }
+        }
+    }
+
+    /// Whether all was sent, to somebody who may be gone.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.get_mut().write_all(bytes).is_ok()
+    }
+
+    /// Sends no more.
+    pub fn shut_down_sending(&mut self) {
+        let _ = self.stream.get_mut().shutdown(Shutdown::Write);
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
