@@ -8,6 +8,7 @@
 
 mod carry;
 mod flight;
+mod halves;
 mod live;
 mod receiver;
 mod registry;

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::flight::Flight;
-use super::receiver::Receiver;
+use super::halves::Halves;
+use super::receiver::{Receiver, Violation};
 use super::sender::Sender;
 use super::why::Why;
 use crate::base::threads::lock;
@@ -20,13 +21,8 @@ use crate::link::{Pieces, Publisher};
 use crate::wire::stream::{Piece, STREAM};
 use crate::wire::{Correlation, Message};
 
-/// After how long a silence the other side is asked whether it is there, and after how long it counts
-/// as gone.
-const ASK: Duration = Duration::from_secs(15);
 /// How often it is looked whether others have made room.
 const LOOK: Duration = Duration::from_millis(200);
-const ASK_STOPPED: Duration = Duration::from_millis(100);
-const GONE: Duration = Duration::from_secs(50);
 
 /// One stream, or one in each direction, with one peer.
 pub struct Stream {
@@ -44,12 +40,7 @@ pub struct Stream {
 struct State {
     // Where messages for the other side go, as soon as that is known.
     peer: Option<String>,
-    sender: Option<Sender>,
-    receiver: Option<Receiver>,
-    // Since when nothing has moved, and since when the other side is silent.
-    moved: Instant,
-    heard: Instant,
-    asked: Instant,
+    halves: Halves,
     aborted: Option<Why>,
     // It was this side's wish, and the other one is to be told so.
     is_own_abort: bool,
@@ -79,11 +70,7 @@ impl Stream {
             idle,
             state: Mutex::new(State {
                 peer: None,
-                sender: None,
-                receiver: None,
-                moved: now,
-                heard: now,
-                asked: now,
+                halves: Halves::new(now),
                 aborted: None,
                 is_own_abort: false,
                 owes_abort: false,
@@ -118,18 +105,21 @@ impl Stream {
     pub fn expect(&self) {
         let window = self.flight.first_window();
         let mut state = lock(&self.state);
-        state.receiver.get_or_insert_with(|| Receiver::new(window));
+        state
+            .halves
+            .receiver
+            .get_or_insert_with(|| Receiver::new(window));
     }
 
     /// When something of it has moved last.
     pub fn last_moved(&self) -> Instant {
-        lock(&self.state).moved
+        lock(&self.state).halves.moved
     }
 
     /// Tells the other side at once what it may send.
     pub fn accept(self: &Arc<Self>) {
         let mut state = lock(&self.state);
-        if let Some(receiver) = &mut state.receiver {
+        if let Some(receiver) = &mut state.halves.receiver {
             receiver.reconnected();
         }
         self.moved(state);
@@ -144,13 +134,13 @@ impl Stream {
             .piece_bytes()
             .min(packet.saturating_sub(overhead));
         let sender = Sender::new(window, piece, Instant::now());
-        lock(&self.state).sender.get_or_insert(sender);
+        lock(&self.state).halves.sender.get_or_insert(sender);
     }
 
     /// The other side takes so much of a body that it has seen nothing of.
     pub fn grant(self: &Arc<Self>, window: u64) {
         let mut state = lock(&self.state);
-        if let Some(sender) = &mut state.sender {
+        if let Some(sender) = &mut state.halves.sender {
             sender.credit(0, window, Instant::now());
         }
         self.moved(state);
@@ -182,18 +172,14 @@ impl Stream {
     }
 
     fn has_piece(&self, state: &State) -> bool {
-        let receives = state.receiver.as_ref();
-        state.peer.is_some()
-            && (state.owes_abort
-                || state.aborted.is_none()
-                    && (receives.is_some_and(|it| it.has_next(Instant::now()))
-                        || state.sender.as_ref().is_some_and(Sender::has_next)))
+        let has_next = || state.aborted.is_none() && state.halves.has_next(Instant::now());
+        state.peer.is_some() && (state.owes_abort || has_next())
     }
 
     fn account(&self, state: &mut State) {
         let is_over = state.aborted.is_some();
-        let sender = state.sender.as_ref().filter(|_| !is_over);
-        let receiver = state.receiver.as_ref().filter(|_| !is_over);
+        let sender = state.halves.sender.as_ref().filter(|_| !is_over);
+        let receiver = state.halves.receiver.as_ref().filter(|_| !is_over);
         let flying = sender.map_or(0, Sender::in_flight);
         let kept = sender.map_or(0, Sender::kept_bytes) + receiver.map_or(0, Receiver::kept_bytes);
         self.flight.flies(state.flying, flying);
@@ -213,12 +199,12 @@ impl Stream {
             if let Some(why) = state.aborted {
                 return Err(why);
             }
-            let Some(receiver) = &mut state.receiver else {
+            let Some(receiver) = &mut state.halves.receiver else {
                 return Ok(Chunk::End);
             };
             receiver.set_window(self.flight.window());
             if let Some(bytes) = receiver.read(max) {
-                state.moved = now;
+                state.halves.moved = now;
                 self.moved(state);
                 return Ok(Chunk::Bytes(bytes));
             }
@@ -247,7 +233,7 @@ impl Stream {
             if let Some(why) = state.aborted {
                 return Err(why);
             }
-            let (room, kept) = match &state.sender {
+            let (room, kept) = match &state.halves.sender {
                 Some(sender) => (sender.room(), sender.kept_bytes()),
                 None => (0, 0),
             };
@@ -268,10 +254,10 @@ impl Stream {
         if let Some(why) = state.aborted {
             return Err(why);
         }
-        if let Some(sender) = &mut state.sender {
+        if let Some(sender) = &mut state.halves.sender {
             sender.push(bytes);
         }
-        state.moved = Instant::now();
+        state.halves.moved = Instant::now();
         self.moved(state);
         Ok(())
     }
@@ -281,7 +267,7 @@ impl Stream {
     /// Errors: it was given up; why.
     pub fn finish(self: &Arc<Self>) -> Result<(), Why> {
         let mut state = lock(&self.state);
-        if let Some(sender) = &mut state.sender {
+        if let Some(sender) = &mut state.halves.sender {
             sender.finish();
         }
         self.moved(state);
@@ -290,10 +276,10 @@ impl Stream {
             if let Some(why) = state.aborted {
                 return Err(why);
             }
-            if state.sender.as_ref().is_none_or(Sender::is_done) {
+            if state.halves.sender.as_ref().is_none_or(Sender::is_done) {
                 return Ok(());
             }
-            state = self.wait(state, ASK);
+            state = self.wait(state, LOOK);
         }
     }
 
@@ -307,7 +293,7 @@ impl Stream {
         if state.aborted.is_some() {
             return;
         }
-        if !state.is_over() {
+        if !state.halves.is_over() {
             state.aborted = Some(why);
             state.is_own_abort = tells;
             state.owes_abort = tells && state.peer.is_some();
@@ -336,26 +322,30 @@ impl Stream {
     /// Whether both directions are over.
     pub fn is_over(&self) -> bool {
         let state = lock(&self.state);
-        state.aborted.is_some() || state.is_over()
+        state.aborted.is_some() || state.halves.is_over()
     }
 
     /// How long the received body was, if all of it has come: the sender may ask once more.
     pub(super) fn received(&self) -> Option<(String, u64)> {
         let state = lock(&self.state);
-        let length = state.receiver.as_ref().and_then(Receiver::length)?;
+        let length = state.halves.receiver.as_ref().and_then(Receiver::length)?;
         Some((state.peer.clone()?, length))
     }
 
     /// Takes a message of the other side. Runs on the mqtt thread.
     pub(super) fn take(self: &Arc<Self>, piece: Piece, now: Instant) {
         let mut state = lock(&self.state);
-        state.heard = now;
-        let taken = state.take(piece, now);
-        match taken {
+        state.halves.heard = now;
+        if let Piece::Abort { why } = piece {
+            drop(state);
+            return self.give_up(Why::read(&why), false);
+        }
+        match state.halves.take(piece, now) {
             Ok(()) => self.moved(state),
-            Err(GivenUp { why, tells }) => {
+            Err(Violation(what)) => {
                 drop(state);
-                self.give_up(why, tells);
+                log::warn!("stream {:?}: {what}", self.correlation);
+                self.give_up(Why::Violation, true);
             }
         }
     }
@@ -365,11 +355,11 @@ impl Stream {
         let mut state = lock(&self.state);
         // What it had its turn for was lost with the old one.
         state.is_in_turn = false;
-        state.heard = now;
-        if let Some(sender) = &mut state.sender {
+        state.halves.heard = now;
+        if let Some(sender) = &mut state.halves.sender {
             sender.reconnected(now);
         }
-        if let Some(receiver) = &mut state.receiver {
+        if let Some(receiver) = &mut state.halves.receiver {
             receiver.reconnected();
         }
         self.moved(state);
@@ -381,29 +371,12 @@ impl Stream {
         if state.aborted.is_some() {
             return;
         }
-        let since = |then: Instant| now.saturating_duration_since(then);
-        let is_idle = self.idle.is_some_and(|idle| since(state.moved) >= idle);
-        let is_gone = is_connected && state.peer.is_some() && since(state.heard) >= GONE;
-        if !state.is_over() && (is_idle || is_gone) {
+        let can_hear = is_connected && state.peer.is_some();
+        if let Some(why) = state.halves.dead(now, self.idle, can_hear) {
             drop(state);
-            return self.give_up(if is_idle { Why::Idle } else { Why::PeerGone }, true);
+            return self.give_up(why, true);
         }
-        let State {
-            sender,
-            heard,
-            asked,
-            ..
-        } = &mut *state;
-        if let Some(sender) = sender {
-            sender.tick(now);
-            // Where all are stopped, some may have more confirmed than they know.
-            let is_stopped = self.flight.is_full() && sender.in_flight() > 0;
-            let patience = if is_stopped { ASK_STOPPED } else { ASK };
-            if since(*heard) >= patience && since(*asked) >= patience {
-                *asked = now;
-                sender.ask();
-            }
-        }
+        state.halves.tick(now, self.flight.is_full());
         match self.has_piece(&state) {
             true => self.moved(state),
             false => self.account(&mut state),
@@ -424,33 +397,19 @@ impl Stream {
         if state.aborted.is_some() {
             return None;
         }
-        if let Some(receiver) = &mut state.receiver
-            && let Some(piece) = receiver.next(now)
-        {
-            let is_credit = matches!(piece, Piece::Credit { .. });
-            let mut message = piece.write(peer, self.correlation);
-            if is_credit {
-                self.name_own_topic(&mut message);
-            }
-            return Some(message);
-        }
-        let sender = state.sender.as_mut()?;
-        let piece = match sender.has_data() && !self.flight.has_place() {
-            true => sender.question()?,
-            false => sender.next(now)?,
+        let piece = state.halves.next(now, || self.flight.has_place())?;
+        // Who does not know this stream can say so, and who is to send to it learns where to.
+        let is_question = match &piece {
+            Piece::Data { bytes, .. } => bytes.is_empty(),
+            Piece::Credit { .. } => true,
+            _ => false,
         };
-        let is_question = matches!(&piece, Piece::Data { bytes, .. } if bytes.is_empty());
         let mut message = piece.write(peer, self.correlation);
         if is_question {
-            self.name_own_topic(&mut message);
+            let topic = self.own_topic.to_string();
+            message.properties.user.push((STREAM.to_owned(), topic));
         }
         Some(message)
-    }
-
-    // Who does not know this stream can say so.
-    fn name_own_topic(&self, message: &mut Message) {
-        let topic = self.own_topic.to_string();
-        message.properties.user.push((STREAM.to_owned(), topic));
     }
 }
 
@@ -469,48 +428,5 @@ impl Pieces for Stream {
         state.is_in_turn = next.is_some();
         self.account(&mut state);
         next
-    }
-}
-
-struct GivenUp {
-    why: Why,
-    tells: bool,
-}
-
-impl State {
-    fn is_over(&self) -> bool {
-        self.sender.as_ref().is_none_or(Sender::is_done)
-            && self.receiver.as_ref().is_none_or(Receiver::is_complete)
-    }
-
-    fn take(&mut self, piece: Piece, now: Instant) -> Result<(), GivenUp> {
-        let violation = |_| GivenUp {
-            why: Why::Violation,
-            tells: true,
-        };
-        match (piece, &mut self.sender, &mut self.receiver) {
-            (Piece::Abort { why }, ..) => {
-                let why = Why::read(&why);
-                return Err(GivenUp { why, tells: false });
-            }
-            (Piece::Data { offset, bytes }, _, Some(receiver)) => {
-                let is_question = bytes.is_empty();
-                receiver.data(offset, bytes, now).map_err(violation)?;
-                if !is_question {
-                    self.moved = now;
-                }
-            }
-            (Piece::End { length }, _, Some(receiver)) => {
-                receiver.end(length, now).map_err(violation)?;
-                self.moved = now;
-            }
-            (Piece::Ended { length }, Some(sender), _) => sender.ended(length),
-            (Piece::Credit { got, window }, Some(sender), _) => {
-                let has_moved = sender.credit(got, window, now);
-                self.moved = if has_moved { now } else { self.moved };
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
