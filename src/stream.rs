@@ -18,7 +18,7 @@ mod why;
 pub use carry::{Incoming, send_on};
 pub use live::Stream;
 pub use receiver::{Receiver, Violation};
-pub use registry::{Opened, StreamLimits, Streams, TooMany};
+pub use registry::{Endable, Opened, StreamLimits, Streams, TooMany};
 pub use sender::Sender;
 pub use why::Why;
 

@@ -14,10 +14,10 @@ use crate::base::error::Result;
 use crate::base::logging::excerpt;
 use crate::http::{Body, Failure, Request, RequestId, Response, X_REQUEST_ID};
 use crate::upstream::{Upstream, UpstreamError, UpstreamLimits};
-use crate::wire::JSON;
 use crate::wire::http::read_request;
 use crate::wire::json::{REQUEST_ID, add_received};
 use crate::wire::stream::read_length;
+use crate::wire::{Correlation, JSON};
 
 /// Whatever is left of a caller's time, this much of it is the reply's.
 const WAY_BACK: Duration = Duration::from_millis(50);
@@ -166,6 +166,12 @@ impl Executor {
     ) -> std::result::Result<Response, Failure> {
         let time = left - (left / 10).min(WAY_BACK);
         let streams = job.offer.is_some();
+        // Who takes streams says so when it has stopped waiting.
+        let correlation = job.message.properties.correlation_data.as_deref();
+        let known = correlation
+            .and_then(Correlation::from_bytes)
+            .filter(|_| streams);
+        let _endable = known.map(|known| job.streams.ends(known, self.upstream.cutter()));
         let response = self.upstream.call(request, time, streams);
         response.map_err(|error| self.failure(job, error, time))
     }

@@ -102,7 +102,13 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         call.topic,
         call.correlation
     );
+    let (correlation, asked_at) = (call.correlation, call.topic.clone());
     let called = inbox.call(&carrier.publisher, client, &carrier.presence, call);
+    if streams && matches!(called, Err(Failure::HungUp)) {
+        let agents = carrier.presence.stream_topics(&asked_at);
+        let streams = carrier.inboxes.streams();
+        streams.give_up(&carrier.publisher, correlation, &agents);
+    }
     let response = called.and_then(|(reply, timing)| {
         let response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
         Ok(Answer { response, timing })

@@ -10,6 +10,7 @@ use super::table::{Table, Target};
 use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic};
 use crate::wire::presence::Announcement;
+use crate::wire::stream::agent_topic;
 
 /// How often a request goes through to a JSON route whose announced agents have all left: an old
 /// peer, which announces nothing, may have taken their place.
@@ -133,6 +134,19 @@ impl Presence {
                 Target::There { streams: false }
             }
         }
+    }
+
+    /// Where those who serve this topic take what belongs to streams.
+    pub fn stream_topics(&self, topic: &Topic) -> Vec<String> {
+        let table = lock(&self.table);
+        let known = table.agents.values().flatten();
+        let serving =
+            known.filter(|known| known.announcement.streams && known.serves(topic.as_str()));
+        let topics = serving.filter_map(|known| {
+            let id = Id::new(&*known.announcement.id).ok()?;
+            agent_topic(&id, &known.announcement.instance).ok()
+        });
+        topics.map(|topic| topic.to_string()).collect()
     }
 
     /// Whether somebody has left, some time ago, since this was asked last. One whose id another agent

@@ -60,6 +60,7 @@ impl Default for StreamLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooMany(pub usize);
 
+type Cutter = Arc<dyn Fn() + Send + Sync>;
 type Work = Box<dyn FnOnce() + Send>;
 
 /// All streams of a program.
@@ -82,6 +83,8 @@ struct State {
     streams: HashMap<Correlation, Arc<Stream>>,
     // Those that ended well, with their peers and the length of what was received.
     lingering: VecDeque<(Instant, Correlation, String, u64)>,
+    // What ends a request that has no stream yet, while it is executed.
+    cutters: HashMap<Correlation, Cutter>,
     is_connected: bool,
     is_stopped: bool,
 }
@@ -185,6 +188,30 @@ impl Streams {
         self.threads.submit(Box::new(work)).is_ok()
     }
 
+    /// While what is returned lives, an abort of a request that has no stream yet ends it so.
+    pub fn ends(
+        self: &Arc<Self>,
+        correlation: Correlation,
+        cutter: impl Fn() + Send + Sync + 'static,
+    ) -> Endable {
+        let cutter: Cutter = Arc::new(cutter);
+        lock(&self.state).cutters.insert(correlation, cutter);
+        Endable {
+            streams: Arc::clone(self),
+            correlation,
+        }
+    }
+
+    /// Says to those at these topics that nobody waits for a request any more.
+    pub fn give_up(&self, publisher: &Publisher, correlation: Correlation, topics: &[String]) {
+        let why = Why::ClientGone.to_string();
+        for topic in topics {
+            let abort = Piece::Abort { why: why.clone() };
+            let message = abort.write(topic, correlation);
+            let _ = publisher.publish(message, Some(Instant::now() + ANSWER));
+        }
+    }
+
     /// The stream of a request, if there is one.
     pub fn find(&self, correlation: Correlation) -> Option<Arc<Stream>> {
         lock(&self.state).streams.get(&correlation).cloned()
@@ -243,7 +270,11 @@ impl Streams {
             (Piece::End { .. } | Piece::Data { .. }, Some((peer, length))) => {
                 (peer, Piece::Ended { length })
             }
-            (Piece::Abort { .. } | Piece::Ended { .. }, _) | (_, Some(_)) => return,
+            (Piece::Abort { .. }, _) => {
+                let cutter = lock(&self.state).cutters.get(&correlation).cloned();
+                return cutter.iter().for_each(|cut| cut());
+            }
+            (Piece::Ended { .. }, _) | (_, Some(_)) => return,
             (_, None) => {
                 let Some(topic) = message.properties.user(STREAM) else {
                     return;
@@ -379,6 +410,18 @@ impl Streams {
             let ended = (now, stream.correlation(), peer, length);
             state.lingering.push_back(ended);
         }
+    }
+}
+
+/// A request that an abort ends. Dropping it takes that back.
+pub struct Endable {
+    streams: Arc<Streams>,
+    correlation: Correlation,
+}
+
+impl Drop for Endable {
+    fn drop(&mut self) {
+        lock(&self.streams.state).cutters.remove(&self.correlation);
     }
 }
 

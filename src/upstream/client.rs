@@ -104,6 +104,19 @@ impl Upstream {
         })
     }
 
+    /// What ends the call that this thread makes next, whoever waits for it: from another thread. To be
+    /// made anew for each.
+    pub fn cutter(&self) -> impl Fn() + Send + Sync + 'static {
+        let exchange = self.client().exchange;
+        exchange.is_cut.store(false, Ordering::SeqCst);
+        move || exchange.cut()
+    }
+
+    // The connection ended before there was an answer, and nobody wanted that.
+    fn is_cut(&self, error: &ureq::Error) -> bool {
+        !self.client().exchange.is_cut.load(Ordering::SeqCst) && is_cut(error)
+    }
+
     /// Sends a request and reads the whole answer, within `timeout`; or its head, where `streams` are
     /// taken and its body is long, or not over soon. A request that may be repeated (RFC 9110, section
     /// 9.2.2) is repeated once if its connection ends without an answer: one from the pool may have
@@ -118,7 +131,7 @@ impl Upstream {
     ) -> std::result::Result<Response, UpstreamError> {
         let begun = Instant::now();
         let answer = match self.send(&request, timeout) {
-            Err(error) if request.method().is_idempotent() && is_cut(&error) => {
+            Err(error) if request.method().is_idempotent() && self.is_cut(&error) => {
                 let left = timeout.saturating_sub(begun.elapsed());
                 // The first attempt may have been executed, whatever becomes of the second.
                 self.send(&request, left)

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -40,13 +41,15 @@ pub(super) struct Exchange {
     pub head: Arc<Mutex<Option<Head>>>,
     /// Until when whatever is under way may take.
     pub deadline: Arc<Mutex<Option<Instant>>>,
-    /// The connection that was made last, so that another thread can end it.
+    /// The connection that was made last, so that another thread can end it, and whether one did.
     pub socket: Arc<Mutex<Weak<TcpStream>>>,
+    pub is_cut: Arc<AtomicBool>,
 }
 
 impl Exchange {
     /// Ends the connection, whatever waits for it.
     pub fn cut(&self) {
+        self.is_cut.store(true, Ordering::SeqCst);
         if let Some(stream) = lock(&self.socket).upgrade() {
             let _ = stream.shutdown(Shutdown::Both);
         }

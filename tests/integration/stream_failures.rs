@@ -52,6 +52,39 @@ fn who_hangs_up_is_not_sent_for(kind: Kind) {
 }
 
 #[test]
+fn who_hangs_up_before_there_is_an_answer_ends_the_call() {
+    let (seen, asked) = mpsc::channel();
+    let (closed, ended) = mpsc::channel();
+    let upstream = RawUpstream::start(move |mut visit| {
+        if let Some(head) = visit.head() {
+            seen.send(head).unwrap();
+            visit.wait_for_close();
+            closed.send(Instant::now()).unwrap();
+        }
+    });
+    let broker = TestBroker::start(Kind::Embedded);
+    let chain = Chain::start_with(
+        broker,
+        &upstream,
+        |agent| agent.max_timeout = Duration::from_secs(600),
+        |gateway| {
+            for route in &mut gateway.routes {
+                route.timeout = Duration::from_secs(600);
+            }
+        },
+    );
+    for method in ["GET", "POST"] {
+        let head = format!("{method} /agents/demo/poll HTTP/1.1\r\nHost: t\r\n\r\n");
+        let client = chain.ask(&head);
+        asked.recv_timeout(PATIENCE).unwrap();
+        drop(client);
+        ended.recv_timeout(PATIENCE).unwrap();
+        assert!(asked.try_recv().is_err(), "it is not asked once more");
+    }
+    chain.stop();
+}
+
+#[test]
 fn who_hangs_up_in_the_middle_of_much_ends_it() {
     let sending = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&sending);
