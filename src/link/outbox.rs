@@ -23,7 +23,7 @@ const HANDED_BYTES: usize = 64 * 1024;
 const HANDED: usize = 128;
 /// How many bytes of it may stand before a piece of a stream: a whole message that comes has to wait
 /// for so much.
-const HANDED_PIECES: usize = 64 * 1024;
+const HANDED_PIECES: usize = 32 * 1024;
 /// Once rumqttc has had a message for this long, the connection counts as stalled, and no further
 /// one is taken.
 const STALLED: Duration = Duration::from_secs(1);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::flight::Flight;
 use super::receiver::{Receiver, Violation};
 use super::sender::Sender;
 use super::why::Why;
@@ -46,18 +47,22 @@ impl Halves {
             || self.sender.as_ref().is_some_and(Sender::has_next)
     }
 
-    /// The next message to send now; a part of a body only if there `has_place` for one.
-    pub fn next(&mut self, now: Instant, has_place: impl FnOnce() -> bool) -> Option<Piece> {
+    /// The next message to send now; a part of a body only if there is a place for one.
+    pub fn next(&mut self, now: Instant, flight: &Flight) -> Option<Piece> {
         if let Some(receiver) = &mut self.receiver
             && let Some(piece) = receiver.next(now)
         {
             return Some(piece);
         }
         let sender = self.sender.as_mut()?;
-        match sender.has_data() && !has_place() {
-            true => sender.question(),
-            false => sender.next(now),
+        if sender.has_data() && !flight.has_place() {
+            return sender.question();
         }
+        let next = sender.next(now);
+        if flight.is_crowded(sender.in_flight()) {
+            sender.ask_once();
+        }
+        next
     }
 
     /// Takes a message of the other side.
@@ -122,6 +127,16 @@ impl Halves {
 mod tests {
     use super::*;
 
+    fn empty() -> Flight {
+        Flight::new(1000, 100, 1_000_000)
+    }
+
+    fn full() -> Flight {
+        let flight = empty();
+        flight.flies(0, usize::MAX / 2);
+        flight
+    }
+
     #[test]
     fn who_is_silent_is_asked_and_then_given_up() {
         let begun = Instant::now();
@@ -131,7 +146,7 @@ mod tests {
         halves.tick(after(14), false);
         assert!(!halves.has_next(after(14)));
         halves.tick(after(15), false);
-        let question = halves.next(after(15), || false).unwrap();
+        let question = halves.next(after(15), &full()).unwrap();
         assert!(matches!(question, Piece::Data { bytes, .. } if bytes.is_empty()));
         assert_eq!(halves.dead(after(49), None, true), None);
         assert_eq!(halves.dead(after(50), None, true), Some(Why::PeerGone));
@@ -155,6 +170,26 @@ mod tests {
     }
 
     #[test]
+    fn who_is_one_of_many_has_his_confirmed_soon() {
+        let now = Instant::now();
+        let mut halves = Halves::new(now);
+        let mut sender = Sender::new(1000, 10, now);
+        sender.push(vec![0; 40].into());
+        halves.sender = Some(sender);
+        let crowded = empty();
+        crowded.flies(0, 150 * 1024);
+        let mut sizes = Vec::new();
+        while let Some(Piece::Data { bytes, .. }) = halves.next(now, &crowded) {
+            sizes.push(bytes.len());
+        }
+        assert_eq!(
+            sizes,
+            [10, 0, 10, 10, 10],
+            "one question until there is an answer"
+        );
+    }
+
+    #[test]
     fn where_all_is_used_up_it_is_asked_what_has_come() {
         let now = Instant::now();
         let mut halves = Halves::new(now);
@@ -162,13 +197,13 @@ mod tests {
         sender.push(vec![0; 20].into());
         halves.sender = Some(sender);
         assert!(matches!(
-            halves.next(now, || true),
+            halves.next(now, &empty()),
             Some(Piece::Data { offset: 0, .. })
         ));
-        assert_eq!(halves.next(now, || false), None);
+        assert_eq!(halves.next(now, &full()), None);
         let later = now + ASK_STOPPED;
         halves.tick(later, true);
-        let question = halves.next(later, || false);
+        let question = halves.next(later, &full());
         assert!(matches!(question, Some(Piece::Data { offset: 20, .. })));
     }
 }

@@ -341,7 +341,13 @@ impl Stream {
             return self.give_up(Why::read(&why), false);
         }
         match state.halves.take(piece, now) {
-            Ok(()) => self.moved(state),
+            Ok(()) => {
+                let sender = state.halves.sender.as_mut();
+                if let Some(time) = sender.and_then(Sender::take_round_trip) {
+                    self.flight.note_round_trip(time);
+                }
+                self.moved(state);
+            }
             Err(Violation(what)) => {
                 drop(state);
                 log::warn!("stream {:?}: {what}", self.correlation);
@@ -397,7 +403,7 @@ impl Stream {
         if state.aborted.is_some() {
             return None;
         }
-        let piece = state.halves.next(now, || self.flight.has_place())?;
+        let piece = state.halves.next(now, &self.flight)?;
         // Who does not know this stream can say so, and who is to send to it learns where to.
         let is_question = match &piece {
             Piece::Data { bytes, .. } => bytes.is_empty(),

@@ -30,7 +30,7 @@ const MAX_LINGERING: usize = 1024;
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// The longest piece, in bytes.
-const PIECE_BYTES: usize = 16 * 1024;
+const PIECE_BYTES: usize = 32 * 1024;
 
 /// The bounds of streams.
 #[derive(Debug, Clone, Copy)]
@@ -314,6 +314,7 @@ impl Streams {
     /// There is a connection: what was on its way on the old one is sent again.
     pub fn connected(&self, publisher: &Publisher, now: Instant) {
         lock(&self.state).is_connected = true;
+        self.flight.forget_round_trip();
         if self.limits.max_streams > 0 {
             let _ = publisher.publish(probe(&self.topic), None);
         }

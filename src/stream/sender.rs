@@ -20,8 +20,8 @@ const SAME_GAP: Duration = Duration::from_millis(40);
 #[derive(Debug)]
 pub struct Sender {
     piece_bytes: usize,
-    // Each piece with its offset. The first one begins at what is confirmed, or before.
-    kept: VecDeque<(u64, Bytes)>,
+    // The first one begins at what is confirmed, or before.
+    kept: VecDeque<Kept>,
     // How many of these are sent.
     sent: usize,
     // Where the next byte of the source stands.
@@ -29,14 +29,30 @@ pub struct Sender {
     is_finished: bool,
     is_end_sent: bool,
     is_done: bool,
-    // The receiver is to say once more what it takes.
+    // The receiver is to say once more what it takes, and was asked and has not answered yet.
     is_asking: bool,
+    is_asked: bool,
     // The receiver has everything before this, and takes everything before that.
     got: u64,
     limit: u64,
     patience: Duration,
     progress: Instant,
     went_back: Option<Instant>,
+    // How long the last piece that is confirmed took, there and back.
+    round_trip: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    offset: u64,
+    bytes: Bytes,
+    sent: Instant,
+}
+
+impl Kept {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
 }
 
 impl Sender {
@@ -51,11 +67,13 @@ impl Sender {
             is_end_sent: false,
             is_done: false,
             is_asking: false,
+            is_asked: false,
             got: 0,
             limit: window,
             patience: PATIENCE,
             progress: now,
             went_back: None,
+            round_trip: None,
         }
     }
 
@@ -73,9 +91,13 @@ impl Sender {
         debug_assert!(bytes.len() as u64 <= self.limit.saturating_sub(self.length));
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(self.piece_bytes));
-            let length = piece.len() as u64;
-            self.kept.push_back((self.length, piece));
-            self.length += length;
+            let kept = Kept {
+                offset: self.length,
+                bytes: piece,
+                sent: self.progress,
+            };
+            self.length = kept.end();
+            self.kept.push_back(kept);
         }
     }
 
@@ -89,17 +111,19 @@ impl Sender {
         if self.is_done {
             return None;
         }
-        if let Some((offset, bytes)) = self.kept.get(self.sent) {
+        // A part of the body is lost on whom is not there any more, and others may wait for the answer.
+        if let Some(question) = self.question() {
+            return Some(question);
+        }
+        if let Some(kept) = self.kept.get_mut(self.sent) {
             self.sent += 1;
+            kept.sent = now;
             // The wait for the receiver begins with the last message that is sent, not before.
             self.progress = now;
             return Some(Piece::Data {
-                offset: *offset,
-                bytes: bytes.clone(),
+                offset: kept.offset,
+                bytes: kept.bytes.clone(),
             });
-        }
-        if let Some(question) = self.question() {
-            return Some(question);
         }
         let is_over = self.is_finished && !self.is_end_sent;
         if is_over {
@@ -114,6 +138,7 @@ impl Sender {
     /// The question whether the receiver is there and what it has, if it is to be asked now.
     pub fn question(&mut self) -> Option<Piece> {
         let asks = std::mem::take(&mut self.is_asking) && !self.is_done;
+        self.is_asked |= asks;
         asks.then(|| Piece::Data {
             offset: self.length,
             bytes: Bytes::new(),
@@ -126,16 +151,17 @@ impl Sender {
             // From before, or of something that was never sent.
             return false;
         }
+        self.is_asked = false;
         let limit = got.saturating_add(window);
         let (has_moved, has_grown) = (got > self.got, limit > self.limit);
         self.limit = self.limit.max(limit);
         if has_moved {
             self.got = got;
-            while let Some((offset, bytes)) = self.kept.front()
-                && offset + bytes.len() as u64 <= got
-            {
-                self.kept.pop_front();
-                self.sent = self.sent.saturating_sub(1);
+            while let Some(kept) = self.kept.pop_front_if(|kept| kept.end() <= got) {
+                if self.sent > 0 {
+                    self.sent -= 1;
+                    self.round_trip = Some(now.saturating_duration_since(kept.sent));
+                }
             }
         }
         if has_moved || has_grown {
@@ -190,9 +216,15 @@ impl Sender {
 
     /// How many bytes are sent and not confirmed.
     pub fn in_flight(&self) -> usize {
-        let next = self.kept.get(self.sent).map_or(self.length, |(at, _)| *at);
+        let next = self.kept.get(self.sent);
+        let next = next.map_or(self.length, |kept| kept.offset);
         // It fits: they are in the memory.
         usize::try_from(next.saturating_sub(self.got)).unwrap_or(usize::MAX)
+    }
+
+    /// How long the last piece that was confirmed took, there and back; says so once.
+    pub fn take_round_trip(&mut self) -> Option<Duration> {
+        self.round_trip.take()
     }
 
     /// Whether there is something to send now.
@@ -211,6 +243,12 @@ impl Sender {
         self.is_asking = true;
     }
 
+    /// The same, unless it was asked already: for somebody else's sake, who waits for what it has on its
+    /// way.
+    pub fn ask_once(&mut self) {
+        self.is_asking |= !self.is_asked && self.in_flight() > 0;
+    }
+
     /// Whether the receiver has all of it, and the end.
     pub fn is_done(&self) -> bool {
         self.is_done
@@ -218,6 +256,6 @@ impl Sender {
 
     /// How many bytes it keeps.
     pub fn kept_bytes(&self) -> usize {
-        self.kept.iter().map(|(_, bytes)| bytes.len()).sum()
+        self.kept.iter().map(|kept| kept.bytes.len()).sum()
     }
 }
