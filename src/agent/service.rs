@@ -78,7 +78,9 @@ impl Agent {
                 presence.heard(publisher, &message.payload, Moment::now());
             }
             LinkEvent::Message(message) if presence.is_probe(&message) => {}
-            LinkEvent::Message(message) if pieces.take(publisher, &message, Instant::now()) => {
+            LinkEvent::Message(message)
+                if pieces.take(publisher, &message, |_| false, Instant::now()) =>
+            {
                 presence.takes_streams(publisher, pieces.is_open(), Moment::now());
             }
             LinkEvent::Message(message) => sorter.take(publisher, &places, message, Moment::now()),

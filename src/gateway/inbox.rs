@@ -198,7 +198,8 @@ impl Inboxes {
     /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
     pub fn receive(&self, publisher: &Publisher, message: Message, known: &Presence) {
         let now = Instant::now();
-        if self.streams.take(publisher, &message, now)
+        let is_awaited = |correlation| self.http.pending.awaits(correlation);
+        if self.streams.take(publisher, &message, is_awaited, now)
             || known.update(&message.topic, &message.payload, now)
         {
             return;

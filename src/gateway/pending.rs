@@ -173,6 +173,11 @@ impl<T> Pending<T> {
         }
     }
 
+    /// Whether somebody waits for a reply with this correlation.
+    pub fn awaits(&self, correlation: Correlation) -> bool {
+        lock(&self.table).waiters.contains_key(&correlation)
+    }
+
     /// How many callers may wait at a time.
     pub fn capacity(&self) -> usize {
         self.capacity

@@ -217,8 +217,15 @@ impl Streams {
         lock(&self.state).streams.get(&correlation).cloned()
     }
 
-    /// Takes a message for a stream. Returns whether it was one. Runs on the mqtt thread.
-    pub fn take(&self, publisher: &Publisher, message: &Message, now: Instant) -> bool {
+    /// Takes a message for a stream. Returns whether it was one. Of a stream that `is_awaited` the pieces
+    /// have overtaken the message that tells of it. Runs on the mqtt thread.
+    pub fn take(
+        &self,
+        publisher: &Publisher,
+        message: &Message,
+        is_awaited: impl Fn(Correlation) -> bool,
+        now: Instant,
+    ) -> bool {
         if message.topic != *self.own_topic {
             return false;
         }
@@ -244,6 +251,8 @@ impl Streams {
                 }
                 stream.take(piece, now);
             }
+            // They are sent again.
+            None if is_awaited(correlation) => {}
             None => self.take_unknown(publisher, correlation, &piece, message),
         }
         if self.flight.has_place_again() {
