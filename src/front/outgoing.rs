@@ -32,13 +32,17 @@ pub(super) fn pour(
         count: 0,
         patience,
     };
+    // Where the end of the connection is the end of the body, an orderly one before its time would be a
+    // lie. So until then it would be reset, even if this process is killed.
+    let ends_with_connection = matches!(delimited, Delimited::Close | Delimited::Upgraded);
+    if ends_with_connection {
+        SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
+    }
     let poured = pouring.run(source, client);
-    if poured.is_err() {
-        source.cancel();
-        // Where the end of the connection is the end of the body, an orderly one would be a lie.
-        if let Delimited::Close | Delimited::Upgraded = delimited {
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-        }
+    match &poured {
+        Ok(()) if ends_with_connection => SockRef::from(stream).set_linger(None)?,
+        Ok(()) => {}
+        Err(_) => source.cancel(),
     }
     poured
 }
