@@ -15,7 +15,7 @@ use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, lock};
 use crate::base::topic::{Topic, TopicFilter};
 use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
-use crate::wire::stream::{Offer, Piece, STREAM, is_probe, probe};
+use crate::wire::stream::{Offer, Piece, STREAM, agent_at, is_for_streams, is_probe, probe};
 use crate::wire::{Correlation, Message, Qos};
 
 /// How often it is looked what is due, while there are streams.
@@ -245,7 +245,7 @@ impl Streams {
                 // The first one of an agent that takes a body says where to.
                 if stream.peer().is_none()
                     && let Some(topic) = message.properties.user(STREAM)
-                    && Topic::new(topic).is_ok()
+                    && agent_at(topic).is_some()
                 {
                     stream.set_peer(topic);
                 }
@@ -292,8 +292,8 @@ impl Streams {
                 (topic.to_owned(), Piece::Abort { why })
             }
         };
-        // Nobody else is to be written to than whoever has streams.
-        if !topic.starts_with("recado/") || Topic::new(topic.as_str()).is_err() {
+        // An empty message elsewhere could mean that an agent has left.
+        if !is_for_streams(&topic) {
             return log::debug!("no stream is at {}", excerpt(topic.as_bytes()));
         }
         let _ = publisher.publish(
@@ -445,5 +445,84 @@ impl Opened {
 impl Drop for Opened {
     fn drop(&mut self) {
         self.streams.close(&self.stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::Memory;
+
+    const OWN: &str = "recado/gateways/g/streams";
+    const NAME: Correlation = Correlation([7; 16]);
+
+    fn streams() -> Arc<Streams> {
+        let topic = Topic::new(OWN).unwrap();
+        Streams::new(topic, StreamLimits::default(), 1_000_000)
+    }
+
+    fn asked_from(piece: Piece, topic: &str) -> Message {
+        let mut message = piece.write(OWN, NAME);
+        message.properties.user.push((STREAM.into(), topic.into()));
+        message
+    }
+
+    const NOT_STREAMS: [&str; 6] = [
+        "recado/agents/a/presence",
+        "recado/agents/a/request",
+        "recado/gateways/g/response",
+        "recado/agents/a/streams/",
+        "recado/agents/a/b/streams/1",
+        "home/lamp",
+    ];
+
+    #[test]
+    fn a_stranger_is_answered_where_streams_are_and_nowhere_else() {
+        let (sent, publisher, _) = Memory::start();
+        let question = || Piece::Data {
+            offset: 0,
+            bytes: bytes::Bytes::new(),
+        };
+        for topic in NOT_STREAMS {
+            let message = asked_from(question(), topic);
+            assert!(streams().take(&publisher, &message, |_| false, Instant::now()));
+            assert!(sent.is_empty(), "{topic}");
+        }
+        for topic in ["recado/agents/a/streams/1", "recado/gateways/h/streams"] {
+            let message = asked_from(question(), topic);
+            streams().take(&publisher, &message, |_| true, Instant::now());
+            assert!(sent.is_empty(), "its first message is still to come");
+            streams().take(&publisher, &message, |_| false, Instant::now());
+            let answer = sent.try_recv().unwrap();
+            assert_eq!(answer.topic, topic);
+            assert!(matches!(
+                Piece::read(&answer),
+                Ok((NAME, Piece::Abort { .. }))
+            ));
+        }
+    }
+
+    #[test]
+    fn only_an_agent_says_where_a_body_goes() {
+        let (sent, publisher, _) = Memory::start();
+        let streams = streams();
+        let opened = streams.open(NAME, &publisher).unwrap();
+        opened.stream().begin(0);
+        let credit = || Piece::Credit { got: 0, window: 10 };
+        for topic in NOT_STREAMS.into_iter().chain([OWN]) {
+            let message = asked_from(credit(), topic);
+            streams.take(&publisher, &message, |_| false, Instant::now());
+            assert_eq!(opened.stream().peer(), None, "{topic}");
+        }
+        let agent = "recado/agents/a/streams/1";
+        streams.take(
+            &publisher,
+            &asked_from(credit(), agent),
+            |_| false,
+            Instant::now(),
+        );
+        assert_eq!(opened.stream().peer().as_deref(), Some(agent));
+        opened.stream().write(vec![1; 10].into()).unwrap();
+        assert_eq!(sent.try_recv().unwrap().topic, agent);
     }
 }

@@ -42,8 +42,18 @@ pub fn agent_topic(id: &Id, instance: &str) -> Result<Topic, InvalidTopic> {
 
 /// The id and the instance of the agent whose streams are there.
 pub fn agent_at(topic: &str) -> Option<(&str, &str)> {
-    let (id, instance) = topic.strip_prefix("recado/agents/")?.split_once('/')?;
-    Some((id, instance.strip_prefix("streams/")?))
+    let (id, instance) = topic
+        .strip_prefix("recado/agents/")?
+        .split_once("/streams/")?;
+    let are_ids = Id::new(id).is_ok() && Id::new(instance).is_ok();
+    are_ids.then_some((id, instance))
+}
+
+/// Whether a topic is one for streams, of a gateway or of an agent.
+pub fn is_for_streams(topic: &str) -> bool {
+    let gateway = topic.strip_prefix("recado/gateways/");
+    let gateway = gateway.and_then(|rest| rest.strip_suffix("/streams"));
+    gateway.is_some_and(|id| Id::new(id).is_ok()) || agent_at(topic).is_some()
 }
 
 /// A message to oneself, to see whether the broker lets it through.
@@ -257,6 +267,8 @@ mod tests {
         assert_eq!(agent_at(agent.as_str()), Some(("shed", "x1")));
         let gateway = gateway_topic(&Id::new("g").unwrap()).unwrap();
         assert_eq!(agent_at(gateway.as_str()), None);
+        assert!(is_for_streams(agent.as_str()) && is_for_streams(gateway.as_str()));
+        assert!(!is_for_streams("recado/gateways/a/b/streams"));
         assert_eq!(agent_at("recado/agents/shed/request"), None);
         assert!(is_probe(&probe(&agent)) && !is_probe(&Message::default()));
     }
