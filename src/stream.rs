@@ -9,6 +9,8 @@
 mod carry;
 mod flight;
 mod halves;
+mod limits;
+mod lingering;
 mod live;
 mod receiver;
 mod registry;
@@ -16,9 +18,10 @@ mod sender;
 mod why;
 
 pub use carry::{Incoming, send_on};
+pub use limits::{StreamLimits, TooMany};
 pub use live::Stream;
 pub use receiver::{Receiver, Violation};
-pub use registry::{Endable, Opened, StreamLimits, Streams, TooMany};
+pub use registry::{Endable, Opened, Streams};
 pub use sender::Sender;
 pub use why::Why;
 

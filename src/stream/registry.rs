@@ -1,16 +1,17 @@
 //! The streams of one program, by correlation, and the thread that looks after their time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::flight::Flight;
+use super::limits::{StreamLimits, TooMany};
+use super::lingering::{Ended, Lingering};
 use super::live::Stream;
 use super::why::Why;
 use crate::base::error::Result;
-use crate::base::logging::excerpt;
 use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, lock};
 use crate::base::topic::{Topic, TopicFilter};
@@ -18,49 +19,17 @@ use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
 use crate::wire::stream::{Offer, Piece, STREAM, agent_at, is_for_streams, is_probe, probe};
 use crate::wire::{Correlation, Message, Qos};
 
-/// How often it is looked what is due, while there are streams.
 /// A thread that had nothing to send for this long ends.
 const IDLE_THREAD: Duration = Duration::from_secs(10);
+/// How often it is looked what is due, while there are streams.
 const TICK: Duration = Duration::from_millis(50);
-/// For how long it is remembered that a stream ended well, and of how many: the last message may have
-/// been lost, and the other side asks once more.
-const LINGER: Duration = Duration::from_secs(15);
-const MAX_LINGERING: usize = 1024;
 /// How long a message to somebody whose stream is not known may wait to be sent.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// The longest piece, in bytes.
 const PIECE_BYTES: usize = 32 * 1024;
 
-/// The bounds of streams.
-#[derive(Debug, Clone, Copy)]
-pub struct StreamLimits {
-    /// A body up to this length travels in one message, in bytes.
-    pub inline_bytes: usize,
-    /// How many streams there may be at a time; 0: none.
-    pub max_streams: usize,
-    /// How far each may be ahead of its reader, in bytes.
-    pub window: usize,
-    /// How long nothing may move; none: for ever.
-    pub idle: Option<Duration>,
-}
-
-impl Default for StreamLimits {
-    fn default() -> StreamLimits {
-        StreamLimits {
-            inline_bytes: 64 * 1024,
-            max_streams: 1024,
-            window: 256 * 1024,
-            idle: Some(Duration::from_secs(60)),
-        }
-    }
-}
-
-/// There are as many streams as there may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TooMany(pub usize);
-
-type Cutter = Arc<dyn Fn() + Send + Sync>;
+type Cutter = Box<dyn Fn() + Send + Sync>;
 type Work = Box<dyn FnOnce() + Send>;
 
 /// All streams of a program.
@@ -81,8 +50,7 @@ pub struct Streams {
 #[derive(Default)]
 struct State {
     streams: HashMap<Correlation, Arc<Stream>>,
-    // Those that ended well, with their peers and the length of what was received.
-    lingering: VecDeque<(Instant, Correlation, String, u64)>,
+    lingering: Lingering,
     // What ends a request that has no stream yet, while it is executed.
     cutters: HashMap<Correlation, Cutter>,
     is_connected: bool,
@@ -188,13 +156,14 @@ impl Streams {
         self.threads.submit(Box::new(work)).is_ok()
     }
 
-    /// While what is returned lives, an abort of a request that has no stream yet ends it so.
+    /// While what is returned lives, an abort of a request that has no stream yet ends it so. `cutter`
+    /// must neither wait nor use these streams.
     pub fn ends(
         self: &Arc<Self>,
         correlation: Correlation,
         cutter: impl Fn() + Send + Sync + 'static,
     ) -> Endable {
-        let cutter: Cutter = Arc::new(cutter);
+        let cutter = Box::new(cutter);
         lock(&self.state).cutters.insert(correlation, cutter);
         Endable {
             streams: Arc::clone(self),
@@ -269,33 +238,29 @@ impl Streams {
         piece: &Piece,
         message: &Message,
     ) {
-        let lingering = {
-            let state = lock(&self.state);
-            let mut lingering = state.lingering.iter();
-            let found = lingering.find(|(_, name, ..)| *name == correlation);
-            found.map(|(_, _, peer, length)| (peer.clone(), *length))
-        };
+        let lingering = lock(&self.state).lingering.find(correlation).cloned();
         let (topic, answer) = match (piece, lingering) {
-            (Piece::End { .. } | Piece::Data { .. }, Some((peer, length))) => {
-                (peer, Piece::Ended { length })
+            (Piece::End { .. } | Piece::Data { .. }, Some(ended)) => {
+                let length = ended.length;
+                (ended.peer, Piece::Ended { length })
             }
             (Piece::Abort { .. }, _) => {
-                let cutter = lock(&self.state).cutters.get(&correlation).cloned();
-                return cutter.iter().for_each(|cut| cut());
+                // Under the lock: a request that is over is not there any more, and its thread may be
+                // at the next one.
+                let state = lock(&self.state);
+                return state.cutters.get(&correlation).iter().for_each(|cut| cut());
             }
             (Piece::Ended { .. }, _) | (_, Some(_)) => return,
             (_, None) => {
-                let Some(topic) = message.properties.user(STREAM) else {
+                // An empty message elsewhere could mean that an agent has left.
+                let topic = message.properties.user(STREAM);
+                let Some(topic) = topic.filter(|topic| is_for_streams(topic)) else {
                     return;
                 };
                 let why = Why::Unknown.to_string();
                 (topic.to_owned(), Piece::Abort { why })
             }
         };
-        // An empty message elsewhere could mean that an agent has left.
-        if !is_for_streams(&topic) {
-            return log::debug!("no stream is at {}", excerpt(topic.as_bytes()));
-        }
         let _ = publisher.publish(
             answer.write(&topic, correlation),
             Some(Instant::now() + ANSWER),
@@ -370,14 +335,10 @@ impl Streams {
         let streams = Arc::clone(self);
         threads::spawn("streams", 128, move || {
             while streams.wait() {
-                let (all, is_connected) = {
-                    let state = lock(&streams.state);
-                    let all: Vec<_> = state.streams.values().cloned().collect();
-                    (all, state.is_connected)
-                };
+                let is_connected = lock(&streams.state).is_connected;
                 let now = Instant::now();
                 each(now);
-                for stream in all {
+                for stream in streams.all() {
                     stream.tick(now, is_connected);
                 }
             }
@@ -407,18 +368,16 @@ impl Streams {
         let now = Instant::now();
         let mut state = lock(&self.state);
         state.streams.remove(&stream.correlation());
-        let is_old = |(since, ..): &(Instant, Correlation, String, u64)| *since + LINGER <= now;
-        while state.lingering.front().is_some_and(is_old) {
-            state.lingering.pop_front();
-        }
         if stream.aborted().is_none()
             && let Some((peer, length)) = stream.received()
         {
-            if state.lingering.len() >= MAX_LINGERING {
-                state.lingering.pop_front();
-            }
-            let ended = (now, stream.correlation(), peer, length);
-            state.lingering.push_back(ended);
+            let correlation = stream.correlation();
+            let ended = Ended {
+                correlation,
+                peer,
+                length,
+            };
+            state.lingering.add(ended, now);
         }
     }
 }
