@@ -8,6 +8,7 @@ pub mod failure;
 pub mod framing;
 pub mod head;
 pub mod problem;
+pub mod sending;
 pub mod types;
 
 pub use body::{Body, Chunk, Source};

@@ -1,13 +1,14 @@
 //! An answer whose body is passed on as it comes.
 
-use std::io::{self, ErrorKind, IoSlice, Write};
+use std::io::{self, ErrorKind};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::SockRef;
 
 use super::handler::Client;
 use super::response::Delimited;
+use crate::http::sending::{Sending, write_all};
 use crate::http::{Chunk, Source};
 
 /// How often it is looked whether the client is still there while there is nothing to send.
@@ -25,16 +26,26 @@ pub(super) fn pour(
     stream: &TcpStream,
     patience: Duration,
 ) -> io::Result<()> {
+    let sending = match delimited {
+        Delimited::Length(length) => Sending::Length(length),
+        Delimited::Chunked => Sending::Chunked,
+        Delimited::Close | Delimited::Upgraded => Sending::Close,
+        // Whoever sends one in spite of that must not be taken for the next answer.
+        Delimited::Nothing => {
+            source.cancel();
+            return write_all(stream, &[&head], Some(patience));
+        }
+    };
     let mut pouring = Pouring {
         stream,
-        delimited,
+        sending,
+        is_upgraded: delimited == Delimited::Upgraded,
         head,
-        count: 0,
         patience,
     };
     // Where the end of the connection is the end of the body, an orderly one before its time would be a
     // lie. So until then it would be reset, even if this process is killed.
-    let ends_with_connection = matches!(delimited, Delimited::Close | Delimited::Upgraded);
+    let ends_with_connection = sending == Sending::Close;
     if ends_with_connection {
         SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
     }
@@ -49,9 +60,9 @@ pub(super) fn pour(
 
 struct Pouring<'a> {
     stream: &'a TcpStream,
-    delimited: Delimited,
+    sending: Sending,
+    is_upgraded: bool,
     head: Vec<u8>,
-    count: u64,
     patience: Duration,
 }
 
@@ -63,72 +74,70 @@ impl Pouring<'_> {
             } else {
                 Duration::ZERO
             };
+            let head = std::mem::take(&mut self.head);
             match source.read(usize::MAX, wait)? {
-                Chunk::Bytes(bytes) => self.piece(&bytes)?,
-                Chunk::Nothing if self.head.is_empty() => {
-                    let is_upgraded = matches!(self.delimited, Delimited::Upgraded);
-                    if !is_upgraded && client.has_hung_up() {
+                Chunk::Bytes(bytes) => {
+                    let patience = Some(self.patience);
+                    self.sending.piece(self.stream, &head, &bytes, patience)?;
+                }
+                Chunk::Nothing if head.is_empty() => {
+                    if !self.is_upgraded && client.has_hung_up() {
                         return Err(ErrorKind::ConnectionAborted.into());
                     }
                 }
-                Chunk::Nothing => self.write(&[])?,
-                Chunk::End => return self.end(),
+                Chunk::Nothing => write_all(self.stream, &[&head], Some(self.patience))?,
+                Chunk::End => {
+                    self.sending.end(self.stream, &head, Some(self.patience))?;
+                    return match self.is_upgraded {
+                        true => self.stream.shutdown(Shutdown::Write),
+                        false => Ok(()),
+                    };
+                }
             }
         }
     }
+}
 
-    fn piece(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.count += bytes.len() as u64;
-        match self.delimited {
-            Delimited::Length(length) if self.count > length => {
-                Err(io::Error::other("the body is longer than announced"))
-            }
-            Delimited::Chunked => {
-                let size = format!("{:x}\r\n", bytes.len());
-                self.write(&[size.as_bytes(), bytes, b"\r\n"])
-            }
-            _ => self.write(&[bytes]),
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Endless(AtomicBool);
+
+    impl Source for Endless {
+        fn length(&self) -> Option<u64> {
+            None
+        }
+
+        fn read(&self, _: usize, _: Duration) -> io::Result<Chunk> {
+            Ok(Chunk::Bytes(Bytes::from_static(b"HTTP/1.1 200 ")))
+        }
+
+        fn cancel(&self) {
+            self.0.store(true, Ordering::SeqCst);
         }
     }
 
-    fn end(&mut self) -> io::Result<()> {
-        match self.delimited {
-            Delimited::Length(length) if self.count < length => {
-                Err(ErrorKind::UnexpectedEof.into())
-            }
-            Delimited::Chunked => self.write(&[b"0\r\n\r\n"]),
-            Delimited::Upgraded => {
-                self.write(&[])?;
-                self.stream.shutdown(Shutdown::Write)
-            }
-            Delimited::Length(_) | Delimited::Close | Delimited::Nothing => self.write(&[]),
-        }
-    }
-
-    // Everything in one system call, as far as the connection takes it.
-    fn write(&mut self, parts: &[&[u8]]) -> io::Result<()> {
-        let head = std::mem::take(&mut self.head);
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len() + 1);
-        slices.extend(
-            [head.as_slice()]
-                .iter()
-                .chain(parts)
-                .map(|part| IoSlice::new(part)),
-        );
-        let mut left = slices.as_mut_slice();
-        IoSlice::advance_slices(&mut left, 0);
-        let deadline = Instant::now() + self.patience;
-        while !left.is_empty() {
-            match (&mut &*self.stream).write_vectored(left) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => IoSlice::advance_slices(&mut left, count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-            if !left.is_empty() && Instant::now() >= deadline {
-                return Err(ErrorKind::TimedOut.into());
-            }
-        }
-        Ok(())
+    #[test]
+    fn an_answer_that_has_no_body_gets_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let source = Endless::default();
+        let head = b"HTTP/1.1 304 ".to_vec();
+        let (to, patience) = (Client::patient(), Duration::from_secs(30));
+        pour(&source, Delimited::Nothing, head, &to, &stream, patience).unwrap();
+        drop(stream);
+        let mut got = String::new();
+        client.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "HTTP/1.1 304 ");
+        assert!(source.0.load(Ordering::SeqCst), "nobody reads it");
     }
 }

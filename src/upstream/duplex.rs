@@ -1,7 +1,7 @@
 //! A request whose body goes on as it comes, and whose answer may come meanwhile: an upload, or an
 //! upgrade. ureq sends all of a request before it reads anything, and knows no upgrade.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use crate::base::connect::{connect, is_timeout};
 use crate::base::threads::lock;
 use crate::http::chunked::Decoder;
 use crate::http::content::{Content, Rest};
+use crate::http::sending::Sending;
 use crate::http::{Chunk, Request, Source, has_body};
 
 /// How long a body is waited for at a time. Who waits is woken when it is given up.
@@ -27,7 +28,7 @@ const HEAD_READ: usize = 4 * 1024;
 pub struct Duplex {
     stream: Arc<TcpStream>,
     method: Method,
-    is_chunked: bool,
+    sending: Sending,
     upgrades: bool,
 }
 
@@ -52,7 +53,11 @@ impl Duplex {
         let stream = dial(request, deadline)
             .map_err(|error| UpstreamError::Unreachable(format!("{error}")))?;
         let length = request.body().stream().and_then(|source| source.length());
-        let is_chunked = upgrade.is_none() && length.is_none();
+        let sending = match (upgrade, length) {
+            (Some(_), _) => Sending::Close,
+            (None, Some(length)) => Sending::Length(length),
+            (None, None) => Sending::Chunked,
+        };
         let head = head(request, upgrade, length);
         let sent = stream
             .set_nodelay(true)
@@ -63,7 +68,7 @@ impl Duplex {
         Ok(Duplex {
             stream: Arc::new(stream),
             method: request.method().clone(),
-            is_chunked,
+            sending,
             upgrades: upgrade.is_some(),
         })
     }
@@ -80,9 +85,9 @@ impl Duplex {
     /// is too.
     pub fn sender(&self) -> impl FnOnce(&dyn Source) -> io::Result<()> + Send + 'static {
         let stream = Arc::clone(&self.stream);
-        let (is_chunked, upgrades) = (self.is_chunked, self.upgrades);
+        let (sending, upgrades) = (self.sending, self.upgrades);
         move |source| {
-            let sent = send(source, &stream, is_chunked);
+            let sent = send(source, &stream, sending);
             match &sent {
                 Ok(()) if upgrades => {
                     let _ = stream.shutdown(Shutdown::Write);
@@ -201,33 +206,25 @@ enum Failed {
     Upstream(io::Error),
 }
 
-fn send(source: &dyn Source, stream: &TcpStream, is_chunked: bool) -> Result<(), Failed> {
-    loop {
-        match source.read(usize::MAX, LONG).map_err(Failed::Source)? {
-            Chunk::Bytes(bytes) if is_chunked => {
-                let size = format!("{:x}\r\n", bytes.len());
-                write(stream, &[size.as_bytes(), &bytes, b"\r\n"])?;
-            }
-            Chunk::Bytes(bytes) => write(stream, &[&bytes])?,
-            Chunk::Nothing => {}
-            Chunk::End if is_chunked => return write(stream, &[b"0\r\n\r\n"]),
-            Chunk::End => return Ok(()),
+impl Failed {
+    // A body that is not as long as it was announced is its source's fault.
+    fn of(error: io::Error) -> Failed {
+        match error.kind() {
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Failed::Source(error),
+            _ => Failed::Upstream(error),
         }
     }
 }
 
-fn write(mut stream: &TcpStream, parts: &[&[u8]]) -> Result<(), Failed> {
-    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    let mut left = slices.as_mut_slice();
-    while !left.is_empty() {
-        match stream.write_vectored(left) {
-            Ok(0) => return Err(Failed::Upstream(ErrorKind::WriteZero.into())),
-            Ok(count) => IoSlice::advance_slices(&mut left, count),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(Failed::Upstream(error)),
+fn send(source: &dyn Source, stream: &TcpStream, mut sending: Sending) -> Result<(), Failed> {
+    loop {
+        match source.read(usize::MAX, LONG).map_err(Failed::Source)? {
+            Chunk::Bytes(bytes) => sending.piece(stream, b"", &bytes, None),
+            Chunk::Nothing => Ok(()),
+            Chunk::End => return sending.end(stream, b"", None).map_err(Failed::of),
         }
+        .map_err(Failed::of)?;
     }
-    Ok(())
 }
 
 /// The body of an answer, or what comes once the connection is upgraded.
@@ -268,5 +265,69 @@ impl Source for DuplexBody {
 
     fn cancel(&self) {
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::http::Body;
+
+    /// A body that was promised to be so long, and what comes of it.
+    struct Promised(Option<u64>, Mutex<VecDeque<&'static str>>);
+
+    impl Source for Promised {
+        fn length(&self) -> Option<u64> {
+            self.0
+        }
+
+        fn read(&self, _: usize, _: Duration) -> io::Result<Chunk> {
+            Ok(match lock(&self.1).pop_front() {
+                Some(part) => Chunk::Bytes(part.into()),
+                None => Chunk::End,
+            })
+        }
+
+        fn cancel(&self) {}
+    }
+
+    /// What an upstream gets behind the head, and whether all was sent.
+    fn sent(length: Option<u64>, parts: &[&'static str]) -> (String, bool) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let source = Arc::new(Promised(
+            length,
+            Mutex::new(parts.iter().copied().collect()),
+        ));
+        let mut request = Request::new(Body::Stream(source.clone()));
+        let uri = format!("http://{}/x", listener.local_addr().unwrap());
+        *request.uri_mut() = uri.parse().unwrap();
+        let duplex = Duplex::open(&request, None, Duration::from_secs(30)).unwrap();
+        let (mut upstream, _) = listener.accept().unwrap();
+        let is_sent = duplex.sender()(&*source).is_ok();
+        drop(duplex);
+        let mut got = String::new();
+        upstream.read_to_string(&mut got).unwrap();
+        let (_, body) = got.split_once("\r\n\r\n").unwrap();
+        (body.to_owned(), is_sent)
+    }
+
+    #[test]
+    fn a_body_has_the_length_that_was_promised() {
+        assert_eq!(sent(Some(4), &["ab", "cd"]), ("abcd".into(), true));
+        let chunks = "2\r\nab\r\n1\r\nc\r\n0\r\n\r\n";
+        assert_eq!(sent(None, &["ab", "c"]), (chunks.into(), true));
+        // What came behind it would be a request of its own, that nobody has looked at.
+        assert_eq!(
+            sent(Some(4), &["ab", "cdGET /secret"]),
+            ("ab".into(), false)
+        );
+        assert_eq!(
+            sent(Some(4), &["abcd", "GET /secret"]),
+            ("abcd".into(), false)
+        );
+        assert_eq!(sent(Some(4), &["ab"]), ("ab".into(), false));
     }
 }
