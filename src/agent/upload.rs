@@ -5,14 +5,13 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{StatusCode, header};
 
 use super::job::Job;
 use crate::http::body::Bounded;
 use crate::http::{Body, Failure, Request, Response};
 use crate::stream::{Incoming, Opened, Why};
 use crate::upstream::{Duplex, Upstream, UpstreamError};
-use crate::wire::http::UPGRADE;
 
 /// Why there is no answer.
 pub(super) enum NotExchanged {
@@ -67,12 +66,12 @@ impl<'a> Upload<'a> {
         let stream = self.opened.stream();
         let source = Arc::clone(&self.source);
         *request.body_mut() = Body::Stream(source);
-        let upgrade = self.job.message.properties.user(UPGRADE);
-        let duplex = upstream.open(&request, upgrade, time);
+        let upgrades = request.headers().contains_key(header::UPGRADE);
+        let duplex = upstream.open(&request, time);
         let duplex = duplex.map_err(NotExchanged::Upstream)?;
         stream.on_abort(duplex.cutter());
         // Nothing of another protocol is taken before the upstream speaks it.
-        if upgrade.is_none() {
+        if !upgrades {
             self.send(&duplex)?;
             stream.accept();
         }

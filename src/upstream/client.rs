@@ -197,10 +197,9 @@ impl Upstream {
     pub fn open(
         &self,
         request: &Request,
-        upgrade: Option<&str>,
         timeout: Duration,
     ) -> std::result::Result<Duplex, UpstreamError> {
-        Duplex::open(request, upgrade, timeout)
+        Duplex::open(request, timeout)
     }
 
     /// Waits for the answer to such a request; until when, is asked again and again.

@@ -40,25 +40,22 @@ pub(super) struct Begun {
 }
 
 impl Duplex {
-    /// Connects, and sends the head: of an upgrade to `upgrade`, or of a request with the body that it
-    /// has, which is not sent yet.
+    /// Connects, and sends the head: of a request with the body that it has, which is not sent yet, or of
+    /// one for an upgrade, if it has that field.
     ///
     /// Errors: no connection could be made, or it broke.
-    pub(super) fn open(
-        request: &Request,
-        upgrade: Option<&str>,
-        timeout: Duration,
-    ) -> Result<Duplex, UpstreamError> {
+    pub(super) fn open(request: &Request, timeout: Duration) -> Result<Duplex, UpstreamError> {
         let deadline = Instant::now() + timeout;
         let stream = dial(request, deadline)
             .map_err(|error| UpstreamError::Unreachable(format!("{error}")))?;
         let length = request.body().stream().and_then(|source| source.length());
-        let sending = match (upgrade, length) {
-            (Some(_), _) => Sending::Close,
-            (None, Some(length)) => Sending::Length(length),
-            (None, None) => Sending::Chunked,
+        let upgrades = request.headers().contains_key(header::UPGRADE);
+        let sending = match length {
+            _ if upgrades => Sending::Close,
+            Some(length) => Sending::Length(length),
+            None => Sending::Chunked,
         };
-        let head = head(request, upgrade, length);
+        let head = head(request, sending);
         let sent = stream
             .set_nodelay(true)
             .and_then(|()| stream.set_write_timeout(Some(timeout.max(LOOK))))
@@ -69,7 +66,7 @@ impl Duplex {
             stream: Arc::new(stream),
             method: request.method().clone(),
             sending,
-            upgrades: upgrade.is_some(),
+            upgrades,
         })
     }
 
@@ -178,15 +175,15 @@ fn dial(request: &Request, deadline: Instant) -> io::Result<TcpStream> {
     connect(&addresses, deadline)
 }
 
-fn head(request: &Request, upgrade: Option<&str>, length: Option<u64>) -> Vec<u8> {
+fn head(request: &Request, sending: Sending) -> Vec<u8> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     let host = uri.authority().map_or("", |authority| authority.as_str());
     let mut head = format!("{} {target} HTTP/1.1\r\nhost: {host}\r\n", request.method());
-    head.push_str(&match (upgrade, length) {
-        (Some(protocol), _) => format!("connection: upgrade\r\nupgrade: {protocol}\r\n"),
-        (None, Some(length)) => format!("content-length: {length}\r\n"),
-        (None, None) => "transfer-encoding: chunked\r\n".to_owned(),
+    head.push_str(&match sending {
+        Sending::Close => "connection: upgrade\r\n".to_owned(),
+        Sending::Length(length) => format!("content-length: {length}\r\n"),
+        Sending::Chunked => "transfer-encoding: chunked\r\n".to_owned(),
     });
     let mut head = head.into_bytes();
     for (name, value) in request.headers() {
@@ -304,7 +301,7 @@ mod tests {
         let mut request = Request::new(Body::Stream(source.clone()));
         let uri = format!("http://{}/x", listener.local_addr().unwrap());
         *request.uri_mut() = uri.parse().unwrap();
-        let duplex = Duplex::open(&request, None, Duration::from_secs(30)).unwrap();
+        let duplex = Duplex::open(&request, Duration::from_secs(30)).unwrap();
         let (mut upstream, _) = listener.accept().unwrap();
         let is_sent = duplex.sender()(&*source).is_ok();
         drop(duplex);

@@ -69,7 +69,8 @@ pub fn write_request<B>(
     write_headers(request.headers(), properties);
 }
 
-/// Reads a request in HTTP mode; its URI is the path and query.
+/// Reads a request in HTTP mode; its URI is the path and query. Only one that asks for an upgrade has the
+/// field of that name.
 ///
 /// Errors: see [`NotExecutable`]; 505 for another version, else 400.
 pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> {
@@ -103,6 +104,13 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> 
     headers.remove(header::CONTENT_LENGTH);
     // Which host it is, the agent's settings say.
     headers.remove(header::HOST);
+    if follows.is_some()
+        && let Some(protocol) = only(UPGRADE)?
+    {
+        let value = HeaderValue::from_str(protocol);
+        let no_value = |_| NotExecutable::new("its upgrade is no header value");
+        headers.insert(header::UPGRADE, value.map_err(no_value)?);
+    }
     let mut request = Request::new(message.payload.clone());
     *request.method_mut() = method;
     *request.uri_mut() = target.into();
@@ -412,6 +420,26 @@ mod tests {
             assert_eq!(error.status, status, "{name} {value:?}: {error}");
         }
         assert!(read_request(&with("unknown", "ignored")).is_ok());
+    }
+
+    #[test]
+    fn only_what_may_be_upgraded_says_to_what() {
+        let upgraded = |version: &str, protocol: &str| {
+            let mut message = with("v", version);
+            let user = &mut message.properties.user;
+            if version == VERSION_2 {
+                user.push(("length".into(), "unknown".into()));
+            }
+            user.push((UPGRADE.into(), protocol.into()));
+            let read = read_request(&message).map_err(|bad| bad.status);
+            read.map(|request| request.headers().get(header::UPGRADE).cloned())
+        };
+        let websocket = Some(HeaderValue::from_static("websocket"));
+        assert_eq!(upgraded(VERSION_2, "websocket"), Ok(websocket));
+        assert_eq!(upgraded(VERSION_1, "websocket"), Ok(None));
+        for evil in ["x\r\nEvil: 1", "x\n", "x\0", "\u{e9}\u{7f}"] {
+            assert_eq!(upgraded(VERSION_2, evil), Err(StatusCode::BAD_REQUEST));
+        }
     }
 
     #[test]
