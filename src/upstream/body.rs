@@ -1,20 +1,15 @@
 //! The body of an answer, as it comes.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use ureq::BodyReader;
 
 use super::transport::Exchange;
 use crate::base::threads::lock;
+use crate::http::content::{Content, Rest};
 use crate::http::{Chunk, Source};
-
-/// The first size of a read, and the largest, in bytes: a stream that is idle keeps no more than the
-/// first.
-const FIRST_READ: usize = 4 * 1024;
-const LARGEST_READ: usize = 64 * 1024;
 
 /// Reads from the connection that the answer comes on. Dropping it ends that, or gives it back.
 pub(super) struct AnswerBody {
@@ -27,7 +22,7 @@ pub(super) struct AnswerBody {
 
 struct State {
     reader: BodyReader<'static>,
-    size: usize,
+    content: Content,
 }
 
 impl AnswerBody {
@@ -44,7 +39,8 @@ impl AnswerBody {
             length,
             state: Mutex::new(State {
                 reader: body.into_with_config().limit(u64::MAX).reader(),
-                size: FIRST_READ,
+                // ureq sees to the framing: what it reads ends where the content does.
+                content: Content::new(Rest::Close, Vec::new()),
             }),
         }
     }
@@ -56,29 +52,17 @@ impl Source for AnswerBody {
     }
 
     fn read(&self, max: usize, patience: Duration) -> io::Result<Chunk> {
-        let mut state = lock(&self.state);
+        let State { reader, content } = &mut *lock(&self.state);
         *lock(&self.exchange.deadline) = Instant::now().checked_add(patience);
-        let mut buffer = vec![0; state.size.min(max)];
-        let count = match state.reader.read(&mut buffer) {
-            Ok(0) => return Ok(Chunk::End),
-            Ok(count) => count,
-            Err(error) if is_timeout(&error) => {
-                state.size = FIRST_READ;
-                return Ok(Chunk::Nothing);
+        loop {
+            if let Some(chunk) = content.next(max)? {
+                return Ok(chunk);
             }
-            Err(error) => return Err(error),
-        };
-        if count == state.size {
-            state.size = (4 * count).min(LARGEST_READ);
+            match content.fill(&mut *reader) {
+                Err(error) if is_timeout(&error) => return Ok(Chunk::Nothing),
+                other => other?,
+            }
         }
-        // What is kept for a while should not keep a large buffer that it does not fill.
-        Ok(Chunk::Bytes(match count < buffer.len() / 2 {
-            true => Bytes::copy_from_slice(&buffer[..count]),
-            false => {
-                buffer.truncate(count);
-                buffer.into()
-            }
-        }))
     }
 
     fn cancel(&self) {

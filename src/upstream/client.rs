@@ -11,7 +11,8 @@ use http::response::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use ureq::AsSendBody;
 use ureq::config::Config;
-use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::transport::NextTimeout;
 
 use super::body::AnswerBody;
 use super::duplex::Duplex;
@@ -199,7 +200,19 @@ impl Upstream {
         request: &Request,
         timeout: Duration,
     ) -> std::result::Result<Duplex, UpstreamError> {
-        Duplex::open(request, timeout)
+        let deadline = Instant::now() + timeout;
+        let resolving = NextTimeout {
+            after: timeout.into(),
+            reason: ureq::Timeout::Resolve,
+            ..NextTimeout::default()
+        };
+        let (uri, resolver) = (request.uri(), &self.resolver);
+        let found = resolver.resolve(uri, &self.config, resolving);
+        let addresses = found.map_err(call_error)?;
+        let stream = resolver.connect(uri, &addresses, deadline);
+        let stream = stream.map_err(|error| UpstreamError::Unreachable(chain(&error)))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        Duplex::open(stream, request, left)
     }
 
     /// Waits for the answer to such a request; until when, is asked again and again.

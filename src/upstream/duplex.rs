@@ -2,7 +2,7 @@
 //! upgrade. ureq sends all of a request before it reads anything, and knows no upgrade.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 
 use super::answer::{self, End, Found, Head, MAX_HEAD};
 use super::error::UpstreamError;
-use crate::base::connect::{connect, is_timeout};
+use crate::base::connect::is_timeout;
 use crate::base::threads::lock;
 use crate::http::chunked::Decoder;
 use crate::http::content::{Content, Rest};
@@ -40,14 +40,15 @@ pub(super) struct Begun {
 }
 
 impl Duplex {
-    /// Connects, and sends the head: of a request with the body that it has, which is not sent yet, or of
-    /// one for an upgrade, if it has that field.
+    /// Sends the head: of a request with the body that it has, which is not sent yet, or of one for an
+    /// upgrade, if it has that field.
     ///
-    /// Errors: no connection could be made, or it broke.
-    pub(super) fn open(request: &Request, timeout: Duration) -> Result<Duplex, UpstreamError> {
-        let deadline = Instant::now() + timeout;
-        let stream = dial(request, deadline)
-            .map_err(|error| UpstreamError::Unreachable(format!("{error}")))?;
+    /// Errors: the connection broke.
+    pub(super) fn open(
+        stream: TcpStream,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Duplex, UpstreamError> {
         let length = request.body().stream().and_then(|source| source.length());
         let upgrades = request.headers().contains_key(header::UPGRADE);
         let sending = match length {
@@ -164,15 +165,6 @@ impl Duplex {
             body,
         }
     }
-}
-
-fn dial(request: &Request, deadline: Instant) -> io::Result<TcpStream> {
-    let uri = request.uri();
-    let host = uri.host().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = uri.port_u16().unwrap_or(80);
-    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
-    connect(&addresses, deadline)
 }
 
 fn head(request: &Request, sending: Sending) -> Vec<u8> {
@@ -301,7 +293,8 @@ mod tests {
         let mut request = Request::new(Body::Stream(source.clone()));
         let uri = format!("http://{}/x", listener.local_addr().unwrap());
         *request.uri_mut() = uri.parse().unwrap();
-        let duplex = Duplex::open(&request, Duration::from_secs(30)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let duplex = Duplex::open(stream, &request, Duration::from_secs(30)).unwrap();
         let (mut upstream, _) = listener.accept().unwrap();
         let is_sent = duplex.sender()(&*source).is_ok();
         drop(duplex);

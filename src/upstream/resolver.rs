@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use ureq::config::Config;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use crate::base::connect::connect;
 use crate::base::threads::{self, lock};
 
 /// After how long a name is looked up again, in the background.
@@ -73,11 +75,23 @@ impl<R: Resolver> Caching<R> {
         Ok(found)
     }
 
-    /// Takes note that this one of a name's addresses answered: the next connection begins with it.
-    pub fn prefer(&self, authority: &str, address: SocketAddr) {
-        if let Some(known) = lock(&self.names.known).get_mut(authority) {
+    /// Connects to the first of a name's addresses that answers; the next connection begins with it.
+    ///
+    /// Errors: see [`connect`].
+    pub fn connect(
+        &self,
+        uri: &Uri,
+        addresses: &[SocketAddr],
+        deadline: Instant,
+    ) -> io::Result<TcpStream> {
+        let stream = connect(addresses, deadline)?;
+        if addresses.len() > 1
+            && let Ok(address) = stream.peer_addr()
+            && let Some(known) = lock(&self.names.known).get_mut(authority(uri))
+        {
             known.put_first(address);
         }
+        Ok(stream)
     }
 
     // Nobody waits for this. If it fails, a request looks the name up once its addresses are too old.
@@ -133,7 +147,7 @@ impl<R: Resolver> Names<R> {
     }
 }
 
-pub(super) fn authority(uri: &Uri) -> &str {
+fn authority(uri: &Uri) -> &str {
     uri.authority().map_or("", |authority| authority.as_str())
 }
 

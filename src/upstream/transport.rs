@@ -23,8 +23,8 @@ use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTi
 
 use super::answer::{self, Found, Head, MAX_HEAD};
 use super::buffers::{Elastic, Room, SEND_AT};
-use super::resolver::{Caching, authority};
-use crate::base::connect::{connect, is_timeout};
+use super::resolver::Caching;
+use crate::base::connect::is_timeout;
 use crate::base::threads::lock;
 
 /// The step of the socket's time-out.
@@ -71,15 +71,9 @@ impl Connector for Connect {
     ) -> Result<Option<Tcp>, Error> {
         let left = Deadline::new(details.timeout, &self.exchange).left()?;
         let forever = Duration::from_secs(3600);
-        match connect(&details.addrs, Instant::now() + left.min(forever)) {
-            Ok(stream) => {
-                if details.addrs.len() > 1
-                    && let Ok(address) = stream.peer_addr()
-                {
-                    self.resolver.prefer(authority(details.uri), address);
-                }
-                Ok(Some(Tcp::new(stream, self.exchange.clone())?))
-            }
+        let deadline = Instant::now() + left.min(forever);
+        match self.resolver.connect(details.uri, &details.addrs, deadline) {
+            Ok(stream) => Ok(Some(Tcp::new(stream, self.exchange.clone())?)),
             Err(error) if is_timeout(&error) => Err(Error::Timeout(ureq::Timeout::Connect)),
             Err(error) => Err(Error::Io(error)),
         }
