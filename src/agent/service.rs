@@ -158,11 +158,13 @@ impl Agent {
         for pool in self.pools.iter() {
             first_failure = first_failure.and(pool.join(drained));
         }
-        let streams = self.streams.stop(drained);
-        let watch = threads::join_until(self.watch, drained + Duration::from_secs(1));
+        // What goes on for ever is ended only now, and takes a moment.
+        let ended = drained + Duration::from_secs(1);
+        let streams = self.streams.stop(ended);
+        let watch = threads::join_until(self.watch, ended);
         first_failure = first_failure.and(streams).and(watch);
         self.trigger.stop();
-        let pulse = threads::join_until(self.pulse, drained + Duration::from_secs(1));
+        let pulse = threads::join_until(self.pulse, ended);
         first_failure.and(pulse).and(self.link.stop(drained))
     }
 

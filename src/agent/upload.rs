@@ -43,7 +43,7 @@ impl<'a> Upload<'a> {
         }
         let no_offer = || Failure::AgentBusy("this agent takes no streams at the moment".into());
         let opened = job.open(job.offer.as_ref().ok_or_else(no_offer)?)?;
-        opened.stream().expect();
+        opened.stream().receive();
         let incoming = Incoming::new(Arc::clone(&opened), length, Why::UpstreamFailed);
         Ok(Upload {
             job,
@@ -75,10 +75,9 @@ impl<'a> Upload<'a> {
             self.send(&duplex)?;
             stream.accept();
         }
-        let until = || (stream.last_moved() + time).max(Instant::now());
         let answered = upstream.answer(&duplex, &|| match stream.aborted() {
             Some(_) => Instant::now(),
-            None => until(),
+            None => stream.last_moved() + time,
         });
         let response = answered.map_err(|error| match self.limit {
             Some(limit) if self.source.is_over() => {

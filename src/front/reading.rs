@@ -173,6 +173,8 @@ impl<'a> Reading<'a> {
             return Ok((Body::Stream(source), Some(incoming)));
         }
         let beginning = begin(&*source, inline, PAUSE).map_err(|error| self.unread(&error))?;
+        let (Beginning::All(read) | Beginning::Some(read)) = &beginning;
+        self.afford(read.len())?;
         Ok(match beginning {
             Beginning::All(read) => {
                 self.is_behind(Some(&incoming), false);

@@ -55,21 +55,6 @@ pub(super) struct Call {
 }
 
 impl Inbox {
-    fn not_uploaded(&self, why: Why) -> Failure {
-        match why {
-            Why::ClientGone => Failure::HungUp,
-            Why::TooLarge => Failure::BodyCut {
-                status: StatusCode::PAYLOAD_TOO_LARGE,
-                words: "the body is too large (max_body_bytes of the gateway)".into(),
-            },
-            Why::Violation => Failure::BodyCut {
-                status: StatusCode::BAD_REQUEST,
-                words: "the body is malformed".into(),
-            },
-            other => Failure::StreamLost(other.to_string()),
-        }
-    }
-
     pub fn is_old(&self, topic: &str) -> bool {
         let old = self.old_peers.as_ref();
         old.is_some_and(|(response_topic, _)| response_topic.as_str() == topic)
@@ -110,9 +95,10 @@ impl Inbox {
         let upload = call.upload;
         let cut = || upload.as_ref().and_then(|stream| stream.aborted());
         // While a body is on its way, the time for the answer begins anew with each piece.
-        let (deadline, timeout) = match &upload {
-            Some(_) => (published + FOREVER, call.timeout),
-            None => (call.deadline, call.timeout),
+        let timeout = call.timeout;
+        let deadline = match &upload {
+            Some(_) => published + FOREVER,
+            None => call.deadline,
         };
         let is_late = || {
             let moved = upload.as_ref().map(|stream| stream.last_moved());
@@ -130,7 +116,7 @@ impl Inbox {
                 .map_err(|gave_up| match gave_up {
                     GaveUp::TimedOut => Failure::NoReply(timeout),
                     GaveUp::Unwanted => match (cut(), known.denied(&topic, &self.topic)) {
-                        (Some(why), _) => self.not_uploaded(why),
+                        (Some(why), _) => not_uploaded(why),
                         (None, None) if is_late() => Failure::NoReply(timeout),
                         (None, Some(what)) => Failure::DeniedMeanwhile(what),
                         (None, None) => Failure::HungUp,
@@ -139,7 +125,7 @@ impl Inbox {
         // What this side has found wrong with the body explains whatever the other one says.
         let own = upload.as_ref().and_then(|stream| stream.aborted_here());
         if let Some(why @ (Why::TooLarge | Why::Violation)) = own {
-            return Err(self.not_uploaded(why));
+            return Err(not_uploaded(why));
         }
         if reply.message.payload.len() > self.max_body_bytes {
             return Err(Failure::ReplyOver(self.max_body_bytes));
@@ -151,6 +137,21 @@ impl Inbox {
             upstream,
         };
         Ok((reply, timing))
+    }
+}
+
+fn not_uploaded(why: Why) -> Failure {
+    match why {
+        Why::ClientGone => Failure::HungUp,
+        Why::TooLarge => Failure::BodyCut {
+            status: StatusCode::PAYLOAD_TOO_LARGE,
+            words: "the body is too large (max_body_bytes of the gateway)".into(),
+        },
+        Why::Violation => Failure::BodyCut {
+            status: StatusCode::BAD_REQUEST,
+            words: "the body is malformed".into(),
+        },
+        other => Failure::StreamLost(other.to_string()),
     }
 }
 

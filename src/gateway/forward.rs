@@ -18,6 +18,7 @@ use crate::base::topic::Topic;
 use crate::front::Takes;
 use crate::http::{Body, Failure, Problem, Request, Response, Source};
 use crate::stream::{Incoming, Opened, TooMany, Why, send_on};
+use crate::wire::Correlation;
 use crate::wire::http::{UPGRADE, read_reply, write_request};
 use crate::wire::reply::error;
 use crate::wire::stream::{read_length, write_length};
@@ -54,60 +55,41 @@ fn wants_whole(carrier: &Carrier, head: &Request, now: Instant) -> bool {
 
 /// Carries a request to an agent and its reply back.
 pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Failure> {
-    let Asked {
-        route: number,
-        found,
-        request,
-        client,
-        id,
-        begun,
-        ..
-    } = *asked;
-    let route = &carrier.router.routes()[number];
-    if let Some(response) = ends_here(request, &route.methods) {
+    let (request, client, number) = (asked.request, asked.client, asked.route);
+    if let Some(response) = ends_here(request, &carrier.router.routes()[number].methods) {
         return Ok(response.into());
     }
-    let topic = carrier.router.topic(number, found)?;
+    let topic = carrier.router.topic(number, asked.found)?;
     let inbox = carrier.inboxes.of(number);
-    let streams = target(carrier, &topic, inbox, begun)? && client.takes_streams();
+    let streams = target(carrier, &topic, inbox, asked.begun)? && client.takes_streams();
+    let follows = request.body().stream();
     let upgrade = asked_upgrade(request);
-    if upgrade.is_some() && !(streams && request.body().stream().is_some()) {
+    if upgrade.is_some() && !(streams && follows.is_some()) {
         return Err(Failure::Upgrade);
     }
-    if request.body().stream().is_some() && !streams {
+    if follows.is_some() && !streams {
         return Err(Failure::NoStream(topic.to_string()));
     }
-    let timeout = timeout(request, route.timeout);
-    let mut call = carrier.inboxes.prepare(inbox, topic, begun, timeout)?;
-    write(carrier, asked, &mut call)?;
-    call.qos = route.qos;
+    let mut call = prepare(carrier, asked, topic, upgrade.as_deref())?;
     if streams {
-        carrier
-            .inboxes
-            .streams()
-            .offer()
-            .write(&mut call.properties);
+        let offer = carrier.inboxes.streams().offer();
+        offer.write(&mut call.properties);
     }
-    if let Some(protocol) = &upgrade {
-        let property = (UPGRADE.to_owned(), protocol.clone());
-        call.properties.user.push(property);
-    }
-    let upload = match request.body().stream() {
+    let upload = match follows {
         Some(source) => Some(upload(carrier, &mut call, source)?),
         None => None,
     };
     log::debug!(
-        "request {id}: {} to {} as {:?}",
+        "request {}: {} to {} as {:?}",
+        asked.id,
         request.method(),
         call.topic,
         call.correlation
     );
-    let (correlation, asked_at) = (call.correlation, call.topic.clone());
+    let correlation = call.correlation;
     let called = inbox.call(&carrier.publisher, client, &carrier.presence, call);
     if streams && matches!(called, Err(Failure::HungUp)) {
-        let agents = carrier.presence.stream_topics(&asked_at);
-        let streams = carrier.inboxes.streams();
-        streams.give_up(&carrier.publisher, correlation, &agents);
+        give_up(carrier, asked, correlation);
     }
     let response = called.and_then(|(reply, timing)| {
         let response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
@@ -144,26 +126,48 @@ fn target(
     }
 }
 
-// Writes the request as its agent gets it.
-fn write(
+// The request as its agent gets it.
+fn prepare(
     carrier: &Carrier,
     asked: &Asked<'_>,
-    call: &mut Call,
-) -> std::result::Result<(), Failure> {
+    topic: Topic,
+    upgrade: Option<&str>,
+) -> std::result::Result<Call, Failure> {
     let request = asked.request;
+    let route = &carrier.router.routes()[asked.route];
     let target = carrier.router.target(asked.route, request);
     let target: PathAndQuery = target.parse().map_err(|_| Failure::BadTarget(target))?;
-    call.properties.content_type = None;
     let peer = asked.client.peer;
     let trusted = carrier.access.trusts(peer);
     let onward = onward(request, peer, trusted, asked.caller, asked.id);
-    let follows = request.body().stream();
-    write_request(&onward, &target, follows.is_some(), &mut call.properties);
-    if let Some(source) = follows {
-        write_length(source.length(), &mut call.properties);
-    }
+    let inbox = carrier.inboxes.of(asked.route);
+    let timeout = timeout(request, route.timeout);
+    let mut call = carrier
+        .inboxes
+        .prepare(inbox, topic, asked.begun, timeout)?;
+    call.qos = route.qos;
     call.payload = onward.body().to_bytes();
-    Ok(())
+    let properties = &mut call.properties;
+    properties.content_type = None;
+    let follows = request.body().stream();
+    write_request(&onward, &target, follows.is_some(), properties);
+    if let Some(source) = follows {
+        write_length(source.length(), properties);
+    }
+    if let Some(protocol) = upgrade {
+        let property = (UPGRADE.to_owned(), protocol.to_owned());
+        properties.user.push(property);
+    }
+    Ok(call)
+}
+
+// Whoever executes it for a client that has gone can stop.
+fn give_up(carrier: &Carrier, asked: &Asked<'_>, correlation: Correlation) {
+    if let Ok(topic) = carrier.router.topic(asked.route, asked.found) {
+        let agents = carrier.presence.stream_topics(&topic);
+        let streams = carrier.inboxes.streams();
+        streams.give_up(&carrier.publisher, correlation, &agents);
+    }
 }
 
 // Lets the body follow, as soon as an agent says that it takes it, and where to.

@@ -290,7 +290,7 @@ impl Inboxes {
         if let Some(stream) = self.streams.find(correlation) {
             // The request has one: its answer comes on the same.
             stream.set_peer(offer.topic.as_str());
-            stream.expect();
+            stream.receive();
             stream.grant(offer.window);
             return Ok(Reply {
                 message,
@@ -300,7 +300,7 @@ impl Inboxes {
         let opened = self.streams.open(correlation, publisher);
         let opened = opened.map_err(|TooMany(limit)| Failure::NoStreamForAnswer(limit))?;
         opened.stream().set_peer(offer.topic.as_str());
-        opened.stream().expect();
+        opened.stream().receive();
         Ok(Reply {
             message,
             opened: Some(Arc::new(opened)),

@@ -105,8 +105,10 @@ impl Gateway {
     pub fn stop(self) -> Result<()> {
         let drained = Instant::now() + self.timeout + Duration::from_millis(300);
         let served = self.front.stop(drained);
-        let streams = self.streams.stop(drained);
-        let watched = threads::join_until(self.watch, drained + Duration::from_secs(1));
+        // What goes on for ever is ended only now, and takes a moment.
+        let ended = drained + Duration::from_secs(1);
+        let streams = self.streams.stop(ended);
+        let watched = threads::join_until(self.watch, ended);
         let left = self.link.stop(drained);
         served.and(streams).and(watched).and(left)
     }

@@ -102,7 +102,7 @@ impl Stream {
 
     /// There is a body to come from the other side, which is promised as much of it as an
     /// [offer](super::Streams::offer) says.
-    pub fn expect(&self) {
+    pub fn receive(&self) {
         let window = self.flight.first_window();
         let mut state = lock(&self.state);
         state
@@ -334,12 +334,10 @@ impl Stream {
 
     /// Takes a message of the other side. Runs on the mqtt thread.
     pub(super) fn take(self: &Arc<Self>, piece: Piece, now: Instant) {
-        let mut state = lock(&self.state);
-        state.halves.heard = now;
         if let Piece::Abort { why } = piece {
-            drop(state);
             return self.give_up(Why::read(&why), false);
         }
+        let mut state = lock(&self.state);
         match state.halves.take(piece, now) {
             Ok(()) => {
                 let sender = state.halves.sender.as_mut();

@@ -217,7 +217,7 @@ impl Receiver {
 
     /// How many bytes it keeps.
     pub fn kept_bytes(&self) -> usize {
-        let all = self.ready.iter().chain(self.ahead.values());
-        all.map(Bytes::len).sum()
+        let ready = usize::try_from(self.got - self.read).unwrap_or(usize::MAX);
+        ready + self.ahead.values().map(Bytes::len).sum::<usize>()
     }
 }

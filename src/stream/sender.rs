@@ -256,6 +256,7 @@ impl Sender {
 
     /// How many bytes it keeps.
     pub fn kept_bytes(&self) -> usize {
-        self.kept.iter().map(|kept| kept.bytes.len()).sum()
+        let first = self.kept.front().map_or(self.length, |kept| kept.offset);
+        usize::try_from(self.length - first).unwrap_or(usize::MAX)
     }
 }

@@ -138,6 +138,48 @@ fn a_dead_agent_cuts_its_answers(kind: Kind) {
 }
 
 #[test]
+fn an_upload_or_an_upgrade_does_not_hold_up_the_stop() {
+    let (seen, reached) = mpsc::channel();
+    let upstream = RawUpstream::start(move |mut visit| {
+        let Some(head) = visit.head() else {
+            return;
+        };
+        if head.contains("websocket") {
+            visit.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");
+        }
+        seen.send(()).unwrap();
+        visit.wait_for_close();
+    });
+    for agent_first in [true, false] {
+        let chain = Chain::start(Kind::Embedded, &upstream);
+        let mut upload = chain
+            .ask("POST /agents/demo/a HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000\r\n\r\nbegun");
+        let upgrade = chain.ask(
+            "GET /agents/demo/b HTTP/1.1\r\nHost: t\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        );
+        for _ in 0..2 {
+            reached.recv_timeout(PATIENCE).unwrap();
+        }
+        // It moves all the time.
+        let sending = std::thread::spawn(move || {
+            while upload.try_send(b"x") {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let Chain { gateway, agent, .. } = chain;
+        if agent_first {
+            agent.stop().unwrap();
+            gateway.stop().unwrap();
+        } else {
+            gateway.stop().unwrap();
+            agent.stop().unwrap();
+        }
+        sending.join().unwrap();
+        drop(upgrade);
+    }
+}
+
+#[test]
 fn an_agent_or_a_gateway_that_stops_cuts_what_it_carries() {
     let (upstream, open) = idle_upstream();
     let chain = Chain::start(Kind::Embedded, &upstream);
@@ -317,14 +359,12 @@ fn a_reader_that_takes_its_time_holds_nobody_up() {
     for client in &mut lazy {
         assert_eq!(client.try_read_answer(false).unwrap().status, 200);
     }
-    let begun = Instant::now();
     for _ in 0..20 {
         let answer = get(chain.gateway.address(), "/agents/demo/10");
         assert_eq!(answer.body, whole[..10]);
         let answer = get(chain.gateway.address(), "/agents/demo/300000");
         assert!(answer.body == whole[..300_000]);
     }
-    assert!(begun.elapsed() < PATIENCE);
     assert!(
         lazy[0].read_bytes(LARGE).unwrap() == *whole,
         "it is all there"
