@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::StatusCode;
 
 use super::pending::{GaveUp, Pending};
@@ -15,7 +14,7 @@ use crate::http::Failure;
 use crate::link::{PublishError, Publisher};
 use crate::stream::{Opened, Stream, Why};
 use crate::wire::reply::timing;
-use crate::wire::{Correlation, Message, Properties, Qos};
+use crate::wire::{Correlation, Message};
 
 /// How often a waiting request looks whether its client is still there, and who it asks able to answer.
 const LOOK: Duration = Duration::from_millis(200);
@@ -42,9 +41,8 @@ pub(super) struct Reply {
 /// A request about to be published.
 pub(super) struct Call {
     pub topic: Topic,
-    pub payload: Bytes,
-    pub properties: Properties,
-    pub qos: Qos,
+    /// What is published on that topic.
+    pub message: Message,
     /// Whether a peer that knows no correlation may answer it.
     pub open: bool,
     pub correlation: Correlation,
@@ -76,22 +74,15 @@ impl Inbox {
         // First the waiter, then the request: the reply must find it.
         let ticket = self
             .pending
-            .register(call.correlation, call.open.then(|| call.payload.clone()))
+            .register(
+                call.correlation,
+                call.open.then(|| call.message.payload.clone()),
+            )
             .map_err(|_| Failure::TooManyWaiting(self.pending.capacity()))?;
         let published = Instant::now();
         let topic = call.topic;
-        publisher
-            .publish(
-                Message {
-                    topic: topic.to_string(),
-                    payload: call.payload,
-                    qos: call.qos,
-                    properties: call.properties,
-                    ..Message::default()
-                },
-                Some(call.deadline),
-            )
-            .map_err(not_published)?;
+        let sent = publisher.publish(call.message, Some(call.deadline));
+        sent.map_err(not_published)?;
         let upload = call.upload;
         let cut = || upload.as_ref().and_then(|stream| stream.aborted());
         // While a body is on its way, the time for the answer begins anew with each piece.

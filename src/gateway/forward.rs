@@ -73,7 +73,7 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     let mut call = prepare(carrier, asked, topic, upgrade.as_deref())?;
     if streams {
         let offer = carrier.inboxes.streams().offer();
-        offer.write(&mut call.properties);
+        offer.write(&mut call.message.properties);
     }
     let upload = match follows {
         Some(source) => Some(upload(carrier, &mut call, source)?),
@@ -126,7 +126,9 @@ fn target(
     }
 }
 
-// The request as its agent gets it.
+// The request as its agent gets it. Not inlined: what it takes of the stack would lie below each request
+// that waits.
+#[inline(never)]
 fn prepare(
     carrier: &Carrier,
     asked: &Asked<'_>,
@@ -145,9 +147,9 @@ fn prepare(
     let mut call = carrier
         .inboxes
         .prepare(inbox, topic, asked.begun, timeout)?;
-    call.qos = route.qos;
-    call.payload = onward.body().to_bytes();
-    let properties = &mut call.properties;
+    call.message.qos = route.qos;
+    call.message.payload = onward.body().to_bytes();
+    let properties = &mut call.message.properties;
     properties.content_type = None;
     let follows = request.body().stream();
     write_request(&onward, &target, follows.is_some(), properties);

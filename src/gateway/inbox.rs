@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use super::call::{Call, Inbox, Reply};
 use super::pending::{Completion, Pending};
 use super::presence::Presence;
@@ -134,10 +132,12 @@ impl Inboxes {
         let time_left = timeout.saturating_sub(begun.elapsed());
         let sent = self.sent_now();
         Ok(Call {
+            message: Message {
+                topic: topic.to_string(),
+                properties: request_properties(&inbox.topic, correlation, time_left, sent),
+                ..Message::default()
+            },
             topic,
-            payload: Bytes::new(),
-            properties: request_properties(&inbox.topic, correlation, time_left, sent),
-            qos: Qos::AtMostOnce,
             open: false,
             correlation,
             deadline: begun + timeout,
@@ -336,6 +336,8 @@ fn random_correlation() -> std::result::Result<Correlation, Failure> {
 #[cfg(test)]
 mod tests {
     use super::super::settings::{Access, Route};
+    use bytes::Bytes;
+
     use super::*;
     use crate::front::Client;
     use crate::link::{Memory, PublishError};
@@ -360,14 +362,17 @@ mod tests {
     }
 
     fn call(correlation: u8, timeout: Duration) -> Call {
+        let topic = Topic::new("recado/agents/a/request").unwrap();
         Call {
-            topic: Topic::new("recado/agents/a/request").unwrap(),
-            payload: Bytes::new(),
-            properties: Properties {
-                correlation_data: Some(Bytes::copy_from_slice(&[correlation; 16])),
-                ..Properties::default()
+            message: Message {
+                topic: topic.to_string(),
+                properties: Properties {
+                    correlation_data: Some(Bytes::copy_from_slice(&[correlation; 16])),
+                    ..Properties::default()
+                },
+                ..Message::default()
             },
-            qos: Qos::AtMostOnce,
+            topic,
             open: false,
             correlation: Correlation([correlation; 16]),
             deadline: Instant::now() + timeout,

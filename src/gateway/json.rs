@@ -39,9 +39,9 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     let mut call = carrier.inboxes.prepare(inbox, topic, begun, timeout)?;
     log::debug!("request {id}: asked as {:?}", call.correlation);
     let named = (REQUEST_ID.to_owned(), id.to_string());
-    call.properties.user.push(named);
-    call.payload = payload;
-    call.qos = route.qos;
+    call.message.properties.user.push(named);
+    call.message.payload = payload;
+    call.message.qos = route.qos;
     // Equal requests to different topics are not equal.
     call.open = route.request_topic.parameters().count() == 0;
     let (reply, timing) = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
