@@ -5,9 +5,9 @@ use std::time::Duration;
 
 /// How many bytes of all streams together may be sent and not confirmed, at the least and at the most.
 /// What is more than the way holds only stands in queues, where a ping has to wait behind it: 1 MiB takes
-/// 5 ms there where 192 KiB are as fast. And where both sides write without a bound, a broker that stops
+/// 5 ms there where 160 KiB are as fast. And where both sides write without a bound, a broker that stops
 /// reading while it writes stops both for good.
-const IN_FLIGHT: usize = 192 * 1024;
+const IN_FLIGHT: usize = 160 * 1024;
 const MOST_IN_FLIGHT: usize = 1024 * 1024;
 /// What the way holds for each microsecond that it is long, in bytes: 100 MB/s.
 const PER_MICROSECOND: u64 = 100;

@@ -177,7 +177,7 @@ mod tests {
         sender.push(vec![0; 40].into());
         halves.sender = Some(sender);
         let crowded = empty();
-        crowded.flies(0, 150 * 1024);
+        crowded.flies(0, 100 * 1024);
         let mut sizes = Vec::new();
         while let Some(Piece::Data { bytes, .. }) = halves.next(now, &crowded) {
             sizes.push(bytes.len());
