@@ -29,7 +29,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -n "$dir" ] || misuse "where to? a directory is missing"
-[[ $client =~ ^[A-Za-z0-9_-]{1,64}$ ]] || misuse "--client $client: allowed are A-Z a-z 0-9 _ -, up to 64"
+[[ ${#client} -le 64 && $client =~ ^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$ ]] ||
+  misuse "--client $client: allowed are A-Z a-z 0-9 _ - and . between them, up to 64"
 command -v openssl >/dev/null || fail "openssl is not installed"
 
 sans=DNS:localhost,IP:127.0.0.1,IP:::1

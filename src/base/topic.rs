@@ -151,7 +151,8 @@ impl From<&Topic> for TopicFilter {
     }
 }
 
-/// The name of a gateway, an agent or a group: one topic level of `[A-Za-z0-9_-]{1,64}`.
+/// The name of a gateway, an agent or a group: one topic level of 1 to 64 letters, digits, `_` and `-`,
+/// and dots between them, so that it can be a host name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Id(String);
@@ -159,15 +160,17 @@ pub struct Id(String);
 impl Id {
     /// Checks an id.
     ///
-    /// Errors: it is empty, longer than 64 characters, or holds another character.
+    /// Errors: it is empty, longer than 64 characters, holds another character, or a dot at an end or
+    /// beside another one.
     pub fn new(id: impl Into<String>) -> Result<Id, InvalidTopic> {
         let id = id.into();
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if (1..=64).contains(&id.len()) && id.chars().all(allowed) {
+        let is_part = |part: &str| !part.is_empty() && part.chars().all(allowed);
+        if id.len() <= 64 && id.split('.').all(is_part) {
             Ok(Id(id))
         } else {
             Err(InvalidTopic(format!(
-                "found {id:?}, allowed are 1 to 64 of the characters A-Z a-z 0-9 _ -"
+                "found {id:?}, allowed are 1 to 64 of the characters A-Z a-z 0-9 _ -, and . between them"
             )))
         }
     }
@@ -294,8 +297,9 @@ mod tests {
     #[test]
     fn ids_are_one_topic_level() {
         assert!(Id::new("demo").is_ok());
+        assert!(Id::new("shed.lan").is_ok());
         assert!(Id::new("a".repeat(64)).is_ok());
-        for bad in ["", "a/b", "+", "ação", "a b"] {
+        for bad in ["", "a/b", "+", "ação", "a b", ".", "..", ".a", "a.", "a..b"] {
             assert!(Id::new(bad).is_err(), "{bad:?}");
         }
         assert!(Id::new("a".repeat(65)).is_err());

@@ -81,7 +81,9 @@ fn read_tokens(path: &Path) -> Result<Vec<Token>> {
             ));
         }
         if crate::base::topic::Id::new(name).is_err() {
-            return Err(wrong("a name is 1 to 64 of A-Z a-z 0-9 _ -"));
+            return Err(wrong(
+                "a name is 1 to 64 of A-Z a-z 0-9 _ -, and . between them",
+            ));
         }
         if tokens
             .iter()

@@ -207,7 +207,7 @@ impl fmt::Display for Failure {
             F::MethodNotAllowed { method, .. } => write!(f, "{method} is not allowed here"),
             F::NoTopic(form) => write!(
                 f,
-                "the path names no topic of the form {form}: ids are 1 to 64 of A-Z a-z 0-9 _ -"
+                "the path names no topic of the form {form}: ids are 1 to 64 of A-Z a-z 0-9 _ -, and . between them"
             ),
             F::NoToken => f.write_str("this needs a bearer token in the field Authorization"),
             F::UnknownToken => f.write_str("the token is not known here"),
