@@ -10,6 +10,7 @@ mod announcer;
 mod executor;
 mod intake;
 mod job;
+mod origin;
 mod outcome;
 mod repeats;
 mod reply;
@@ -19,4 +20,4 @@ mod terms;
 mod upload;
 
 pub use service::Agent;
-pub use settings::{AgentSettings, Allow, Service, ServiceMode};
+pub use settings::{AgentSettings, Allow, HostHeader, HttpMode, Service, ServiceMode};

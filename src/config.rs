@@ -5,6 +5,7 @@
 
 mod access;
 mod file;
+mod host;
 mod load;
 mod login;
 mod service;

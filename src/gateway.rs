@@ -9,9 +9,11 @@ mod call;
 mod carrier;
 mod dispatch;
 mod forward;
+mod hosts;
 mod inbox;
 mod json;
 mod onward;
+mod outward;
 pub mod pending;
 mod presence;
 mod probe;
@@ -24,6 +26,6 @@ mod timing;
 
 pub use service::Gateway;
 pub use settings::{
-    Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, OWN_PATHS, Route, Token,
+    Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Host, Mode, Names, OWN_PATHS, Route, Token,
 };
 pub use template::TopicTemplate;

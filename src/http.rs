@@ -8,6 +8,7 @@ pub mod failure;
 pub mod framing;
 pub mod head;
 pub mod problem;
+pub mod reference;
 pub mod sending;
 pub mod types;
 

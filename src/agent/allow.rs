@@ -29,13 +29,12 @@ impl Filter {
                 let malformed = |error| Error::Usage(format!("{url:?} is no URL: {error}"));
                 live.target = Some(url.parse().map_err(malformed)?);
             }
-            ServiceMode::Http { allow, .. } if !allow.paths.is_empty() => {
-                live.paths = Some(allow.router().map_err(Error::Usage)?);
+            ServiceMode::Http(mode) => {
+                if !mode.allow.paths.is_empty() {
+                    live.paths = Some(mode.allow.router().map_err(Error::Usage)?);
+                }
+                live.is_below |= !mode.path_prefix.is_empty() || live.paths.is_some();
             }
-            ServiceMode::Http { .. } => {}
-        }
-        if let ServiceMode::Http { path_prefix, .. } = &service.mode {
-            live.is_below |= !path_prefix.is_empty() || live.paths.is_some();
         }
         Ok(live)
     }
@@ -111,6 +110,7 @@ fn is_dot_segment(segment: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::HttpMode;
     use super::*;
     use crate::base::topic::Topic;
 
@@ -177,10 +177,10 @@ mod tests {
         let service = Service {
             name: None,
             request_topic: Topic::new("t").unwrap(),
-            mode: ServiceMode::Http {
-                path_prefix: String::new(),
+            mode: ServiceMode::Http(HttpMode {
                 allow: allow.clone(),
-            },
+                ..HttpMode::default()
+            }),
             upstream: "http://127.0.0.1:1".parse().unwrap(),
             workers: 1,
             queue: 1,

@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 
 use super::allow::Filter;
 use super::job::Job;
-use super::settings::{AgentSettings, Allow, ServiceMode};
+use super::origin::{outward, set_host};
+use super::settings::{AgentSettings, HttpMode, ServiceMode};
 use super::upload::{NotExchanged, Upload};
 use crate::base::error::Result;
 use crate::base::logging::excerpt;
@@ -53,9 +54,7 @@ impl Executor {
     ) -> std::result::Result<Response, (String, Failure)> {
         match &self.settings.services[job.service].mode {
             ServiceMode::Json { .. } => self.execute_json(job, left),
-            ServiceMode::Http { path_prefix, allow } => {
-                self.execute_http(job, path_prefix, allow, left)
-            }
+            ServiceMode::Http(mode) => self.execute_http(job, mode, left),
         }
     }
 
@@ -101,8 +100,7 @@ impl Executor {
     fn execute_http(
         &self,
         job: &Job,
-        path_prefix: &str,
-        allow: &Allow,
+        mode: &HttpMode,
         left: Duration,
     ) -> std::result::Result<Response, (String, Failure)> {
         let unread = |failure| (job.message.topic.clone(), failure);
@@ -116,9 +114,10 @@ impl Executor {
         let asked = format!("{} {} ({})", request.method(), request.uri(), name(&id));
         let failed = |failure| (asked.clone(), failure);
         self.filters[job.service]
-            .check(&request, allow)
+            .check(&request, &mode.allow)
             .map_err(failed)?;
-        let service = &self.settings.services[job.service];
+        set_host(request.headers_mut(), &mode.host_header);
+        let (service, path_prefix) = (&self.settings.services[job.service], &mode.path_prefix);
         let target = match request.uri().path() {
             "*" => service.upstream.join(&format!("{path_prefix}/")),
             _ => service
@@ -135,7 +134,10 @@ impl Executor {
             None => self.call(job, request, left),
             Some(length) => self.exchange(job, request, length, left),
         };
-        let response = response.map_err(failed)?;
+        let mut response = response.map_err(failed)?;
+        if mode.rewrite {
+            outward(&mut response, &service.upstream, mode);
+        }
         let size = match response.body().stream() {
             None => format!("{} bytes", response.body().len()),
             Some(_) => "a stream".to_owned(),

@@ -27,10 +27,12 @@ const MAX_WAITING: usize = 16;
 const MAX_KEY_BYTES: usize = 255;
 
 /// Fields that differ from one attempt to the next.
-const VOLATILE: [&str; 5] = [
+const VOLATILE: [&str; 7] = [
     "x-request-id:",
     "x-forwarded-for:",
     "via:",
+    "cdn-loop:",
+    "forwarded:",
     "date:",
     "prefer:",
 ];

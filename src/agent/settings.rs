@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderValue, Method};
 
 use crate::base::topic::{Id, Topic};
 use crate::link::BrokerUrl;
@@ -79,12 +79,45 @@ pub enum ServiceMode {
         path: String,
     },
     /// The message is an HTTP request.
-    Http {
-        /// What is put before each path.
-        path_prefix: String,
-        /// What may be called.
-        allow: Allow,
-    },
+    Http(HttpMode),
+}
+
+/// How HTTP requests are passed on.
+#[derive(Debug, Clone)]
+pub struct HttpMode {
+    /// What is put before each path.
+    pub path_prefix: String,
+    /// What may be called.
+    pub allow: Allow,
+    /// Which host the upstream is told that it is.
+    pub host_header: HostHeader,
+    /// Whether what an answer says of the upstream's own address is said so that its caller can use it.
+    pub rewrite: bool,
+}
+
+impl Default for HttpMode {
+    fn default() -> HttpMode {
+        HttpMode {
+            path_prefix: String::new(),
+            allow: Allow::default(),
+            host_header: HostHeader::default(),
+            rewrite: true,
+        }
+    }
+}
+
+/// Which host an upstream is told that it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum HostHeader {
+    /// The caller's, where what it asks for has a name of its own; else that of the upstream's URL.
+    #[default]
+    Named,
+    /// That of the upstream's URL.
+    Upstream,
+    /// The caller's.
+    Caller,
+    /// This one.
+    Fixed(HeaderValue),
 }
 
 /// Which requests a service takes; the others are answered with 403.
@@ -140,10 +173,7 @@ impl AgentSettings {
             response_topic: topic("api/ping/response"),
             path: "/ping".into(),
         };
-        let http = ServiceMode::Http {
-            path_prefix: String::new(),
-            allow: Allow::default(),
-        };
+        let http = ServiceMode::Http(HttpMode::default());
         AgentSettings {
             broker: "mqtt://127.0.0.1".parse().unwrap(),
             id: Id::new("shed").unwrap(),

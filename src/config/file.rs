@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::access::RawAccess;
+use super::host::Host;
 use super::service::{Direct, PartService};
 use super::values::{
     BodyBytes, BufferedBytes, Count, IdleMs, InlineBytes, KeepAliveS, ListenAddress, MethodName,
@@ -38,6 +39,9 @@ pub(super) struct Gateway {
     pub http: Http,
     pub access: RawAccess,
     pub route: Option<Vec<Route>>,
+    pub host: Option<Vec<Host>>,
+    pub strict_hosts: Option<bool>,
+    pub via: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -138,11 +142,12 @@ struct RawRoute {
     qos: Option<Within<0, 1>>,
     access: Option<AccessName>,
     tokens: Option<Spanned<Vec<String>>>,
+    rewrite: Option<bool>,
 }
 
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
-enum AccessName {
+pub(super) enum AccessName {
     Public,
     Token,
 }
@@ -188,19 +193,9 @@ impl TryFrom<RawRoute> for Route {
                 return Err("response_topic: a route with mode = \"json\" needs one".into());
             }
         };
-        let admission = match (raw.access, tokens) {
-            (Some(AccessName::Public), Some(_)) => {
-                return Err("tokens: a route with access = \"public\" needs none".into());
-            }
-            (Some(AccessName::Public), None) => Admission::Public,
-            (_, Some(names)) if names.is_empty() => {
-                return Err("tokens: found none; without the key, every token is admitted".into());
-            }
-            (_, Some(names)) => Admission::Tokens(names),
-            (_, None) => Admission::AnyToken,
-        };
         let route = crate::gateway::Route {
-            admission,
+            admission: admission(raw.access, tokens)?,
+            rewrite: raw.rewrite.unwrap_or(true),
             path,
             methods: raw.methods.into_iter().map(|method| method.0).collect(),
             request_topic: raw.request_topic.0,
@@ -217,6 +212,26 @@ impl TryFrom<RawRoute> for Route {
             response_topic_at,
             tokens_at,
         })
+    }
+}
+
+/// Who may call what has these settings.
+///
+/// Errors: they contradict each other.
+pub(super) fn admission(
+    access: Option<AccessName>,
+    tokens: Option<Vec<String>>,
+) -> Result<Admission, String> {
+    match (access, tokens) {
+        (Some(AccessName::Public), Some(_)) => {
+            Err("tokens: what has access = \"public\" needs none".into())
+        }
+        (Some(AccessName::Public), None) => Ok(Admission::Public),
+        (_, Some(names)) if names.is_empty() => {
+            Err("tokens: found none; without the key, every token is admitted".into())
+        }
+        (_, Some(names)) => Ok(Admission::Tokens(names)),
+        (_, None) => Ok(Admission::AnyToken),
     }
 }
 

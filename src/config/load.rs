@@ -1,8 +1,10 @@
 //! From flags, environment and file to one checked value.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
+use super::host::Host;
 use super::login::Login;
 use super::service::{self, PartService};
 use super::values::{Within, resolve};
@@ -11,7 +13,9 @@ use crate::agent::{AgentSettings, Service};
 use crate::base::error::{Error, Result};
 use crate::base::topic::Id;
 use crate::cli;
-use crate::gateway::{Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Route};
+use crate::gateway::{
+    self, Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Names, Route,
+};
 use crate::link::BrokerUrl;
 
 const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
@@ -62,12 +66,13 @@ pub(super) fn broker(
 }
 
 // A name that no token has would shut everybody out, unnoticed.
-fn check_tokens(routes: &[file::Route], access: &Access, source: &source::Source) -> Result<()> {
+fn check_tokens<'a>(
+    routes: impl Iterator<Item = (&'a Route, &'a Range<usize>)>,
+    access: &Access,
+    source: &source::Source,
+) -> Result<()> {
     let known = |name: &String| access.tokens.iter().any(|token| token.name == *name);
-    for file::Route {
-        route, tokens_at, ..
-    } in routes
-    {
+    for (route, tokens_at) in routes {
         if let Admission::Tokens(names) = &route.admission
             && let Some(unknown) = names.iter().find(|name| !known(name))
         {
@@ -92,6 +97,7 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
         (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
     };
     let access = file.access.load()?;
+    let hosts = hosts(file.host, file.route.is_none(), &access, &source)?;
     let routes = match file.route {
         None => Route::built_in(),
         Some(routes) => {
@@ -104,7 +110,8 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
             });
             // A reply in JSON mode is told by its topic alone which route it belongs to.
             source.no_repeats("response_topic", response_topics)?;
-            check_tokens(&routes, &access, &source)?;
+            let tokens = routes.iter().map(|it| (&it.route, &it.tokens_at));
+            check_tokens(tokens, &access, &source)?;
             routes.into_iter().map(|it| it.route).collect()
         }
     };
@@ -123,7 +130,35 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
         streams: file.http.streams(),
         http: file.http.limits(),
         routes,
+        via: file.via.unwrap_or(false),
+        names: Names {
+            hosts,
+            is_strict: file.strict_hosts.unwrap_or(false),
+        },
     })
+}
+
+// The names of a file; without any, those out of the box, unless it has its own routes: whoever has these
+// must not find others beside them.
+fn hosts(
+    hosts: Option<Vec<Host>>,
+    are_routes_built_in: bool,
+    access: &Access,
+    source: &source::Source,
+) -> Result<Vec<gateway::Host>> {
+    let Some(hosts) = hosts else {
+        return Ok(match are_routes_built_in {
+            true => gateway::Host::built_in(),
+            false => Vec::new(),
+        });
+    };
+    let names = hosts.iter().map(|it| (it.host.name.as_str(), &it.name_at));
+    source.no_repeats("name", names)?;
+    let routes = hosts
+        .iter()
+        .filter_map(|it| Some((it.host.route.as_ref()?, &it.tokens_at)));
+    check_tokens(routes, access, source)?;
+    Ok(hosts.into_iter().map(|it| it.host).collect())
 }
 
 /// Puts flags, environment, file and defaults together.

@@ -3,13 +3,15 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use http::HeaderValue;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::values::{
     Count, HttpPath, MethodName, PathPattern, PathPrefix, TimeoutMs, Within, apart,
 };
-use crate::agent::{Allow, Service, ServiceMode};
+use crate::agent::{Allow, HostHeader, HttpMode, Service, ServiceMode};
+use crate::base::authority::host_and_port;
 use crate::base::topic::{Id, Topic, constant_topic};
 use crate::upstream::UpstreamUrl;
 
@@ -26,16 +28,14 @@ pub(super) struct Defaults {
 #[serde(try_from = "RawDirect")]
 pub(super) struct Direct {
     enabled: bool,
-    path_prefix: PathPrefix,
-    allow: Allow,
+    mode: HttpMode,
 }
 
 impl Default for Direct {
     fn default() -> Direct {
         Direct {
             enabled: true,
-            path_prefix: PathPrefix::default(),
-            allow: Allow::default(),
+            mode: HttpMode::default(),
         }
     }
 }
@@ -46,8 +46,12 @@ impl TryFrom<RawDirect> for Direct {
     fn try_from(raw: RawDirect) -> Result<Direct, String> {
         Ok(Direct {
             enabled: raw.enabled,
-            path_prefix: raw.path_prefix,
-            allow: allow(raw.methods, raw.paths)?,
+            mode: HttpMode {
+                path_prefix: raw.path_prefix.0,
+                allow: allow(raw.methods, raw.paths)?,
+                host_header: raw.host_header.0,
+                rewrite: raw.rewrite,
+            },
         })
     }
 }
@@ -59,6 +63,8 @@ struct RawDirect {
     path_prefix: PathPrefix,
     methods: Vec<MethodName>,
     paths: Vec<PathPattern>,
+    host_header: HostName,
+    rewrite: bool,
 }
 
 impl Default for RawDirect {
@@ -68,6 +74,8 @@ impl Default for RawDirect {
             path_prefix: PathPrefix::default(),
             methods: Vec::new(),
             paths: Vec::new(),
+            host_header: HostName::default(),
+            rewrite: true,
         }
     }
 }
@@ -77,10 +85,7 @@ impl Direct {
         self.enabled.then(|| Service {
             name: None,
             request_topic: constant_topic(&format!("recado/agents/{id}/request")),
-            mode: ServiceMode::Http {
-                path_prefix: self.path_prefix.0,
-                allow: self.allow,
-            },
+            mode: ServiceMode::Http(self.mode),
             upstream: defaults.upstream.clone(),
             workers: defaults.workers,
             queue: defaults.queue,
@@ -172,6 +177,30 @@ struct RawService {
     workers: Option<Count>,
     queue: Option<Count>,
     timeout_ms: Option<TimeoutMs>,
+    host_header: Option<HostName>,
+    rewrite: Option<bool>,
+}
+
+/// Which host the upstream is told that it is.
+#[derive(Deserialize, Default)]
+#[serde(try_from = "String")]
+struct HostName(HostHeader);
+
+impl TryFrom<String> for HostName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<HostName, String> {
+        Ok(HostName(match text.as_str() {
+            "upstream" => HostHeader::Upstream,
+            "caller" => HostHeader::Caller,
+            name => {
+                let value = host_and_port(name).and_then(|_| HeaderValue::from_str(name).ok());
+                HostHeader::Fixed(value.ok_or_else(|| {
+                    format!("found {text:?}, allowed are \"upstream\", \"caller\" or a host such as \"app.example.org\"")
+                })?)
+            }
+        }))
+    }
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
@@ -187,8 +216,12 @@ impl TryFrom<RawService> for PartService {
     fn try_from(raw: RawService) -> Result<PartService, String> {
         let json = raw.mode == ModeName::Json;
         let limited = !raw.methods.is_empty() || !raw.paths.is_empty();
-        if json && (raw.path_prefix.is_some() || limited) {
-            return Err("path_prefix, methods and paths: only with mode = \"http\"".into());
+        let moves = raw.host_header.is_some() || raw.rewrite.is_some();
+        if json && (raw.path_prefix.is_some() || limited || moves) {
+            return Err(
+                "path_prefix, methods, paths, host_header and rewrite: only with mode = \"http\""
+                    .into(),
+            );
         }
         if !json && (raw.response_topic.is_some() || raw.path.is_some()) {
             return Err("response_topic and path: only with mode = \"json\"".into());
@@ -210,10 +243,12 @@ impl TryFrom<RawService> for PartService {
                     .ok_or_else(|| missing("response_topic"))?,
                 path: raw.path.ok_or_else(|| missing("path"))?.0,
             },
-            ModeName::Http => ServiceMode::Http {
+            ModeName::Http => ServiceMode::Http(HttpMode {
                 path_prefix: raw.path_prefix.unwrap_or_default().0,
                 allow: allow(raw.methods, raw.paths)?,
-            },
+                host_header: raw.host_header.unwrap_or_default().0,
+                rewrite: raw.rewrite.unwrap_or(true),
+            }),
         };
         Ok(PartService {
             name,
@@ -261,6 +296,10 @@ mod tests {
                 "method",
             ),
             ("name = \"a\"\nmode = \"http\"\npath_prefix = \"x\"", "path"),
+            (
+                "name = \"a\"\nmode = \"http\"\nhost_header = \"a/b\"",
+                "\"caller\"",
+            ),
             ("name = \"a\"\nmode = \"tcp\"", "http"),
         ] {
             let error = parse(text).unwrap_err();

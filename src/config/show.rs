@@ -4,8 +4,8 @@ use std::fmt;
 
 use http::Method;
 
-use crate::agent::{AgentSettings, ServiceMode};
-use crate::gateway::{Admission, GatewaySettings, Mode};
+use crate::agent::{AgentSettings, HostHeader, HttpMode, ServiceMode};
+use crate::gateway::{Admission, GatewaySettings, Mode, Route};
 use crate::link::{BrokerUrl, TlsFiles};
 use crate::stream::StreamLimits;
 
@@ -48,6 +48,8 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_waiting = {}", self.max_waiting)?;
         writeln!(f, "presence = {}", self.presence)?;
+        writeln!(f, "via = {}", self.via)?;
+        writeln!(f, "strict_hosts = {}", self.names.is_strict)?;
         let http = &self.http;
         writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
         writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
@@ -73,10 +75,6 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "trusted_proxies = {proxies:?}")?;
         for route in &self.routes {
             writeln!(f, "\n[[route]]\npath = \"{}\"", route.path)?;
-            if !route.methods.is_empty() {
-                let methods: Vec<&str> = route.methods.iter().map(Method::as_str).collect();
-                writeln!(f, "methods = {methods:?}")?;
-            }
             writeln!(f, "request_topic = \"{}\"", route.request_topic)?;
             match &route.mode {
                 Mode::Json { response_topic } => {
@@ -84,15 +82,55 @@ impl fmt::Display for GatewaySettings {
                 }
                 Mode::Http => writeln!(f, "mode = \"http\"")?,
             }
-            writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
-            writeln!(f, "qos = {}", route.qos)?;
-            match &route.admission {
-                Admission::Public => writeln!(f, "access = \"public\"")?,
-                Admission::AnyToken => writeln!(f, "access = \"token\"")?,
-                Admission::Tokens(names) => writeln!(f, "tokens = {names:?}")?,
+            write_call(f, route)?;
+        }
+        for host in &self.names.hosts {
+            writeln!(f, "\n[[host]]\nname = \"{}\"", host.name)?;
+            let Some(route) = &host.route else {
+                continue;
+            };
+            let topic = route.request_topic.to_string();
+            let mut levels = topic.split('/').skip(1);
+            match (levels.next(), levels.next()) {
+                (Some("services"), Some(name)) => writeln!(f, "service = \"{name}\"")?,
+                (_, Some(id)) if !host.name.starts_with('*') => writeln!(f, "agent = \"{id}\"")?,
+                _ => {}
             }
+            write_call(f, route)?;
         }
         Ok(())
+    }
+}
+
+fn write_http(f: &mut fmt::Formatter<'_>, mode: &HttpMode) -> fmt::Result {
+    let allow = &mode.allow;
+    let methods: Vec<&str> = allow.methods.iter().map(Method::as_str).collect();
+    writeln!(f, "mode = \"http\"\npath_prefix = \"{}\"", mode.path_prefix)?;
+    writeln!(f, "methods = {methods:?}\npaths = {:?}", allow.paths)?;
+    match &mode.host_header {
+        HostHeader::Named => {}
+        HostHeader::Upstream => writeln!(f, "host_header = \"upstream\"")?,
+        HostHeader::Caller => writeln!(f, "host_header = \"caller\"")?,
+        HostHeader::Fixed(host) => writeln!(f, "host_header = {host:?}")?,
+    }
+    writeln!(f, "rewrite = {}", mode.rewrite)
+}
+
+// What routes and names have in common.
+fn write_call(f: &mut fmt::Formatter<'_>, route: &Route) -> fmt::Result {
+    if !route.methods.is_empty() {
+        let methods: Vec<&str> = route.methods.iter().map(Method::as_str).collect();
+        writeln!(f, "methods = {methods:?}")?;
+    }
+    writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
+    writeln!(f, "qos = {}", route.qos)?;
+    if route.mode == Mode::Http {
+        writeln!(f, "rewrite = {}", route.rewrite)?;
+    }
+    match &route.admission {
+        Admission::Public => writeln!(f, "access = \"public\""),
+        Admission::AnyToken => writeln!(f, "access = \"token\""),
+        Admission::Tokens(names) => writeln!(f, "tokens = {names:?}"),
     }
 }
 
@@ -124,11 +162,7 @@ impl fmt::Display for AgentSettings {
                     writeln!(f, "mode = \"json\"\nresponse_topic = \"{response_topic}\"")?;
                     writeln!(f, "path = \"{path}\"")?;
                 }
-                ServiceMode::Http { path_prefix, allow } => {
-                    let methods: Vec<&str> = allow.methods.iter().map(Method::as_str).collect();
-                    writeln!(f, "mode = \"http\"\npath_prefix = \"{path_prefix}\"")?;
-                    writeln!(f, "methods = {methods:?}\npaths = {:?}", allow.paths)?;
-                }
+                ServiceMode::Http(mode) => write_http(f, mode)?,
             }
             writeln!(f, "upstream = \"{}\"", service.upstream)?;
             writeln!(

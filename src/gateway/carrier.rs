@@ -29,6 +29,10 @@ pub(super) struct Carrier {
     pub inboxes: Arc<Inboxes>,
     pub presence: Arc<Presence>,
     pub access: Access,
+    /// What this gateway calls itself where a request has passed it.
+    pub name: String,
+    /// Whether requests get the field Via.
+    pub via: bool,
     /// The longest body that is one message.
     pub whole_bytes: usize,
 }
@@ -36,7 +40,7 @@ pub(super) struct Carrier {
 impl Carrier {
     pub fn start(settings: &GatewaySettings) -> Result<(Link, Carrier)> {
         let id = settings.id.clone().unwrap_or_else(Id::random);
-        let router = Router::new(&settings.routes)?;
+        let router = Router::new(&settings.routes, &settings.names)?;
         let inboxes = Arc::new(Inboxes::new(&router, &id, settings)?);
         let presence = Arc::new(Presence::default());
         let options = LinkOptions {
@@ -55,6 +59,7 @@ impl Carrier {
         };
         let (received, known) = (Arc::clone(&inboxes), Arc::clone(&presence));
         let relied_upon = settings.presence;
+        let name = format!("recado-{id}");
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as gateway {id}");
@@ -77,6 +82,8 @@ impl Carrier {
             inboxes,
             presence,
             access: settings.access.clone(),
+            name,
+            via: settings.via,
             whole_bytes: settings.http.whole_bytes(),
         };
         Ok((link, shared))

@@ -10,7 +10,8 @@ use http::{StatusCode, Version};
 
 use super::call::{Call, Inbox, Reply};
 use super::carrier::{Answer, Asked, Carrier};
-use super::onward::{append, ends_here, onward};
+use super::onward::{Passage, append, ends_here, is_in_a_circle, onward};
+use super::outward::{outward, prefix};
 use super::router::Endpoint;
 use super::settings::Mode;
 use super::table::Target;
@@ -19,7 +20,7 @@ use crate::front::Takes;
 use crate::http::{Body, Failure, Problem, Request, Response, Source};
 use crate::stream::{Incoming, Opened, TooMany, Why, send_on};
 use crate::wire::Correlation;
-use crate::wire::http::{UPGRADE, read_reply, write_request};
+use crate::wire::http::{HOST, UPGRADE, read_reply, write_request};
 use crate::wire::reply::error;
 use crate::wire::stream::{read_length, write_length};
 
@@ -70,7 +71,12 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     if follows.is_some() && !streams {
         return Err(Failure::NoStream(topic.to_string()));
     }
-    let mut call = prepare(carrier, asked, topic, upgrade.as_deref())?;
+    if is_in_a_circle(request.headers(), &carrier.name) {
+        return Err(Failure::Circle);
+    }
+    let own = carrier.router.prefix(number, request);
+    let prefix = prefix(request, own, carrier.access.trusts(client.peer));
+    let mut call = prepare(carrier, asked, topic, &prefix, upgrade.as_deref())?;
     if streams {
         let offer = carrier.inboxes.streams().offer();
         offer.write(&mut call.message.properties);
@@ -92,7 +98,10 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         give_up(carrier, asked, correlation);
     }
     let response = called.and_then(|(reply, timing)| {
-        let response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
+        let mut response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
+        if carrier.router.routes()[number].rewrite {
+            outward(&mut response, request, &prefix);
+        }
         Ok(Answer { response, timing })
     });
     // Where the answer is all here, nobody takes the rest of the body.
@@ -133,6 +142,7 @@ fn prepare(
     carrier: &Carrier,
     asked: &Asked<'_>,
     topic: Topic,
+    prefix: &str,
     upgrade: Option<&str>,
 ) -> std::result::Result<Call, Failure> {
     let request = asked.request;
@@ -140,8 +150,16 @@ fn prepare(
     let target = carrier.router.target(asked.route, request);
     let target: PathAndQuery = target.parse().map_err(|_| Failure::BadTarget(target))?;
     let peer = asked.client.peer;
-    let trusted = carrier.access.trusts(peer);
-    let onward = onward(request, peer, trusted, asked.caller, asked.id);
+    let passage = Passage {
+        peer,
+        trusted: carrier.access.trusts(peer),
+        caller: asked.caller,
+        id: asked.id,
+        prefix: if route.rewrite { prefix } else { "" },
+        gateway: &carrier.name,
+        via: carrier.via,
+    };
+    let onward = onward(request, &passage);
     let inbox = carrier.inboxes.of(asked.route);
     let timeout = timeout(request, route.timeout);
     let mut call = carrier
@@ -155,6 +173,12 @@ fn prepare(
     write_request(&onward, &target, follows.is_some(), properties);
     if let Some(source) = follows {
         write_length(source.length(), properties);
+    }
+    if asked.found.is_named()
+        && let Some(host) = request.headers().get(header::HOST)
+        && let Ok(host) = host.to_str()
+    {
+        properties.user.push((HOST.to_owned(), host.to_owned()));
     }
     if let Some(protocol) = upgrade {
         let property = (UPGRADE.to_owned(), protocol.to_owned());

@@ -335,7 +335,7 @@ fn random_correlation() -> std::result::Result<Correlation, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::{Access, Route};
+    use super::super::settings::{Access, Names, Route};
     use bytes::Bytes;
 
     use super::*;
@@ -356,8 +356,10 @@ mod tests {
             streams: Default::default(),
             access: Access::default(),
             routes: Route::built_in(),
+            names: Names::built_in(),
+            via: false,
         };
-        let router = Router::new(&settings.routes).unwrap();
+        let router = Router::new(&settings.routes, &settings.names).unwrap();
         Inboxes::new(&router, &Id::new("g").unwrap(), &settings).unwrap()
     }
 

@@ -1,11 +1,12 @@
 //! A request as the agent's side gets it: told who asked, and for which host. Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 
 use super::access::Caller;
+use super::outward::FORWARDED_PREFIX;
 use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
 use crate::wire::http::{remove_where, strip_hop_by_hop};
 
@@ -15,15 +16,37 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// The name of the token that a request came with; the token itself stays here.
 const CALLER: HeaderName = HeaderName::from_static("x-recado-caller");
 
-/// The request to pass on for `peer`, whose own word on whom it forwards for counts only if it is
-/// `trusted`.
-pub(super) fn onward(
-    request: &Request,
-    peer: SocketAddr,
-    trusted: bool,
-    caller: Caller<'_>,
-    id: &RequestId,
-) -> Request {
+/// Names who has passed a request on (RFC 8586), so that one that goes in a circle can be told. Via would
+/// do that too, but nginx compresses nothing where it stands.
+const LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+/// How often a request may come by: the service of one agent may be a proxy to that of another.
+const MAX_PASSES: usize = 3;
+
+/// What a request is passed on with.
+pub(super) struct Passage<'a> {
+    /// Who sent it, whose own word on whom it forwards for counts only if it is trusted.
+    pub peer: SocketAddr,
+    pub trusted: bool,
+    pub caller: Caller<'a>,
+    pub id: &'a RequestId,
+    /// What is taken off its path.
+    pub prefix: &'a str,
+    /// The name of this gateway.
+    pub gateway: &'a str,
+    /// Whether it gets the field Via.
+    pub via: bool,
+}
+
+/// Whether a request goes in a circle, as far as this gateway can tell.
+pub(super) fn is_in_a_circle(headers: &HeaderMap, gateway: &str) -> bool {
+    let passes = headers.get_all(LOOP).iter();
+    let names = passes.flat_map(|field| field.to_str().unwrap_or_default().split(','));
+    names.filter(|name| name.trim() == gateway).count() >= MAX_PASSES
+}
+
+/// The request to pass on.
+pub(super) fn onward(request: &Request, passage: &Passage<'_>) -> Request {
+    let Passage { peer, trusted, .. } = *passage;
     let mut onward = Request::new(request.body().clone());
     *onward.method_mut() = request.method().clone();
     let headers = onward.headers_mut();
@@ -33,8 +56,17 @@ pub(super) fn onward(
     drop_claims(headers, trusted);
     // The host is for the agent to say.
     let host = headers.remove(header::HOST);
+    if headers.contains_key(header::FORWARDED) {
+        append(headers, header::FORWARDED, &forwarded(peer, host.as_ref()));
+    }
     if let Some(host) = host.filter(|_| !headers.contains_key(FORWARDED_HOST)) {
         headers.insert(FORWARDED_HOST, host);
+    }
+    headers.remove(FORWARDED_PREFIX);
+    if let Ok(prefix) = HeaderValue::from_str(passage.prefix)
+        && !prefix.is_empty()
+    {
+        headers.insert(FORWARDED_PREFIX, prefix);
     }
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
@@ -44,20 +76,35 @@ pub(super) fn onward(
         FORWARDED_FOR,
         &peer.ip().to_canonical().to_string(),
     );
-    append(headers, header::VIA, "1.1 recado");
+    append(headers, LOOP, passage.gateway);
+    if passage.via {
+        append(headers, header::VIA, "1.1 recado");
+    }
     if let Some(left) = max_forwards(request) {
         headers.insert(header::MAX_FORWARDS, left.saturating_sub(1).into());
     }
-    if let Some(value) = id.header() {
+    if let Some(value) = passage.id.header() {
         headers.insert(X_REQUEST_ID, value);
     }
-    if let Caller::Known(name) = caller {
+    if let Caller::Known(name) = passage.caller {
         headers.remove(header::AUTHORIZATION);
         if let Ok(name) = HeaderValue::from_str(name) {
             headers.insert(CALLER, name);
         }
     }
     onward
+}
+
+// What this hop adds to the words of the trusted proxies before it (RFC 7239, section 4).
+fn forwarded(peer: SocketAddr, host: Option<&HeaderValue>) -> String {
+    let from = match peer.ip().to_canonical() {
+        IpAddr::V4(address) => format!("for={address}"),
+        IpAddr::V6(address) => format!("for=\"[{address}]\""),
+    };
+    match host.and_then(|host| host.to_str().ok()) {
+        Some(host) => format!("{from};host=\"{host}\";proto=http"),
+        None => format!("{from};proto=http"),
+    }
 }
 
 /// The answer to a request that is to go no further than here (RFC 9110, section 7.6.2): to OPTIONS what
@@ -164,9 +211,31 @@ mod tests {
             let value = HeaderValue::from_static(value);
             request.headers_mut().append(name, value);
         }
-        let peer = SocketAddr::from(([192, 0, 2, 1], 99));
-        let onward = onward(&request, peer, trusted, caller, &RequestId::random());
+        let onward = onward(&request, &passage(trusted, caller, &RequestId::random()));
         onward.headers().clone()
+    }
+
+    fn passage<'a>(trusted: bool, caller: Caller<'a>, id: &'a RequestId) -> Passage<'a> {
+        Passage {
+            peer: SocketAddr::from(([192, 0, 2, 1], 99)),
+            trusted,
+            caller,
+            id,
+            prefix: "/agents/py",
+            gateway: "recado-g",
+            via: true,
+        }
+    }
+
+    #[test]
+    fn a_circle_is_noticed() {
+        let mut headers = HeaderMap::new();
+        for passes in 0..5 {
+            let circles = is_in_a_circle(&headers, "recado-g");
+            assert_eq!(circles, passes >= MAX_PASSES, "{headers:?}");
+            append(&mut headers, LOOP, "other; recado-g, recado-gg");
+            append(&mut headers, LOOP, "recado-g");
+        }
     }
 
     #[test]
@@ -178,6 +247,8 @@ mod tests {
         assert_eq!(headers["via"], "1.0 other, 1.1 recado");
         assert!(!headers.contains_key("host"));
         assert!(!headers.contains_key("forwarded"));
+        assert_eq!(headers["x-forwarded-prefix"], "/agents/py");
+        assert_eq!(headers["cdn-loop"], "recado-g");
         let forged = headers
             .values()
             .any(|value| value == "forged" || value == "/forged");
@@ -191,7 +262,8 @@ mod tests {
         assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 192.0.2.1");
         assert_eq!(headers["x-forwarded-host"], "shop.example");
         assert_eq!(headers["x-forwarded-proto"], "https");
-        assert_eq!(headers["forwarded"], "for=10.0.0.1");
+        let forwarded = "for=10.0.0.1, for=192.0.2.1;host=\"example.org:5000\";proto=http";
+        assert_eq!(headers["forwarded"], forwarded);
     }
 
     #[test]
@@ -207,9 +279,8 @@ mod tests {
             request
         };
         let passed = |method, value| {
-            let peer = SocketAddr::from(([192, 0, 2, 1], 99));
-            let request = request(method, value);
-            let onward = onward(&request, peer, false, Caller::Anybody, &RequestId::random());
+            let (request, id) = (request(method, value), RequestId::random());
+            let onward = onward(&request, &passage(false, Caller::Anybody, &id));
             onward.headers()["max-forwards"]
                 .to_str()
                 .unwrap()

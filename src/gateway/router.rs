@@ -1,8 +1,9 @@
-//! Which path is whose. Pure.
+//! Which name and which path is whose. Pure.
 
 use http::{Method, header};
 
-use super::settings::{Mode, OWN_PATHS, Route};
+use super::hosts::{Hosts, Led};
+use super::settings::{Host, Mode, Names, OWN_PATHS, Route};
 use crate::base::error::{Error, Result};
 use crate::base::topic::Topic;
 use crate::http::{Failure, Request};
@@ -25,35 +26,56 @@ pub(super) enum Endpoint {
     Route(usize),
 }
 
-/// A path that leads somewhere, with what its pattern found in it.
+/// A request that leads somewhere, with what its pattern found in it.
 #[derive(Debug)]
 pub(super) struct Found<'a> {
     pub endpoint: Endpoint,
-    parameters: matchit::Params<'a, 'a>,
+    parameters: Parameters<'a>,
 }
 
-impl<'a> Found<'a> {
-    /// The part of the path that a pattern's `{name}` stands for.
+#[derive(Debug)]
+enum Parameters<'a> {
+    Path(matchit::Params<'a, 'a>),
+    Name(Option<String>),
+}
+
+impl Found<'_> {
+    /// The part of the path that a pattern's `{name}` stands for, or that of the name that `*` does.
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.parameters.get(name)
+        match &self.parameters {
+            Parameters::Path(parameters) => parameters.get(name),
+            Parameters::Name(label) => label.as_deref().filter(|_| name == Host::LABEL),
+        }
+    }
+
+    /// Whether what is asked for has a name of its own.
+    pub fn is_named(&self) -> bool {
+        matches!(self.parameters, Parameters::Name(_))
     }
 }
 
-/// The paths of a gateway.
+/// The names and paths of a gateway.
 pub(super) struct Router {
+    hosts: Hosts,
     paths: matchit::Router<Endpoint>,
     routes: Vec<Route>,
 }
 
 impl Router {
-    /// Takes the routes, beside the gateway's own paths.
+    /// Takes the names and the routes, beside the gateway's own paths.
     ///
     /// Errors: two of them claim the same paths ([`Error::Usage`]).
-    pub fn new(routes: &[Route]) -> Result<Router> {
+    pub fn new(routes: &[Route], names: &Names) -> Result<Router> {
         let mut router = Router {
+            hosts: Hosts::new(names.is_strict),
             paths: matchit::Router::new(),
             routes: routes.to_vec(),
         };
+        for Host { name, route } in &names.hosts {
+            let number = route.is_some().then_some(router.routes.len());
+            router.hosts.insert(name, number);
+            router.routes.extend(route.clone());
+        }
         let own = [
             Endpoint::Health,
             Endpoint::Ready,
@@ -85,8 +107,32 @@ impl Router {
 
     /// What a request asks for.
     ///
-    /// Errors: 404 where nothing has this path, 405 where its method is not served there.
+    /// Errors: 421 where nobody has its name, 404 where nothing has its path, 405 where its method is not
+    /// served there.
     pub fn find<'a>(&'a self, request: &'a Request) -> std::result::Result<Found<'a>, Failure> {
+        let found = match self.hosts.find(request) {
+            Led::Paths => self.find_path(request)?,
+            Led::Route(number, label) => Found {
+                endpoint: Endpoint::Route(number),
+                parameters: Parameters::Name(label),
+            },
+            Led::Nowhere(name) => return Err(Failure::UnknownHost(name)),
+        };
+        let own = [Method::GET, Method::HEAD];
+        let methods: &[Method] = match found.endpoint {
+            Endpoint::Route(number) | Endpoint::Slash(number) => &self.routes[number].methods,
+            _ => &own,
+        };
+        if !methods.is_empty() && !methods.contains(request.method()) {
+            return Err(Failure::MethodNotAllowed {
+                method: request.method().clone(),
+                allowed: methods.to_vec(),
+            });
+        }
+        Ok(found)
+    }
+
+    fn find_path<'a>(&'a self, request: &'a Request) -> std::result::Result<Found<'a>, Failure> {
         let path = request.uri().path();
         let Ok(matched) = self.paths.at(path) else {
             return Err(Failure::NoRoute(path.to_owned()));
@@ -97,20 +143,9 @@ impl Router {
             }
             other => other,
         };
-        let own = [Method::GET, Method::HEAD];
-        let methods: &[Method] = match endpoint {
-            Endpoint::Route(number) | Endpoint::Slash(number) => &self.routes[number].methods,
-            _ => &own,
-        };
-        if !methods.is_empty() && !methods.contains(request.method()) {
-            return Err(Failure::MethodNotAllowed {
-                method: request.method().clone(),
-                allowed: methods.to_vec(),
-            });
-        }
         Ok(Found {
             endpoint,
-            parameters: matched.params,
+            parameters: Parameters::Path(matched.params),
         })
     }
 
@@ -132,22 +167,32 @@ impl Router {
             .ok_or_else(|| Failure::NoTopic(template.to_string()))
     }
 
+    /// The part of the path that an HTTP route does not pass on.
+    pub fn prefix<'a>(&self, number: usize, request: &'a Request) -> &'a str {
+        let path = request.uri().path();
+        path.strip_suffix(self.rest(number, path))
+            .unwrap_or_default()
+    }
+
     /// The part of the path that an HTTP route passes on, query included; byte for byte.
     pub fn target(&self, number: usize, request: &Request) -> String {
-        let path = request.uri().path();
+        let rest = self.rest(number, request.uri().path());
+        match request.uri().query() {
+            None => rest.to_owned(),
+            Some(query) => format!("{rest}?{query}"),
+        }
+    }
+
+    fn rest<'a>(&self, number: usize, path: &'a str) -> &'a str {
         // What stands before `{*…}` has as many slashes in the path as in the pattern.
         let pattern = &self.routes[number].path;
-        let rest = match pattern.split_once("{*") {
+        match pattern.split_once("{*") {
             None => path,
             Some((before, _)) => {
                 let slashes = before.matches('/').count();
                 let starts = path.match_indices('/').nth(slashes - 1);
                 starts.map_or("/", |(at, _)| &path[at..])
             }
-        };
-        match request.uri().query() {
-            None => rest.to_owned(),
-            Some(query) => format!("{rest}?{query}"),
         }
     }
 
@@ -206,7 +251,7 @@ mod tests {
     }
 
     fn router() -> Router {
-        Router::new(&Route::built_in()).unwrap()
+        Router::new(&Route::built_in(), &Names::built_in()).unwrap()
     }
 
     #[test]
@@ -238,6 +283,8 @@ mod tests {
                 "{path}"
             );
             assert_eq!(router.target(number, &request), target, "{path}");
+            let whole = format!("{}{target}", router.prefix(number, &request));
+            assert_eq!(whole, path);
         }
     }
 
@@ -282,7 +329,7 @@ mod tests {
         for json in ["application/json", "text/html, Application/JSON;q=0.5"] {
             assert_eq!(endpoint(json, "/agents/py").0, Endpoint::Agent);
         }
-        let alone = Router::new(&[Route::ping()]).unwrap();
+        let alone = Router::new(&[Route::ping()], &Names::built_in()).unwrap();
         let request = request(Method::GET, "/agents/py");
         let found = alone.find(&request).unwrap().endpoint;
         assert_eq!(found, Endpoint::Agent, "nothing is below it");
@@ -296,7 +343,7 @@ mod tests {
                 path: path.into(),
                 ..Route::ping()
             });
-            assert!(Router::new(&routes).is_err(), "{path}");
+            assert!(Router::new(&routes, &Names::built_in()).is_err(), "{path}");
         }
     }
 }

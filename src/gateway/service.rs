@@ -87,7 +87,7 @@ impl Gateway {
     /// Errors: routes are in conflict ([`Error::Usage`](crate::base::error::Error::Usage)), or the files for TLS can't be used
     /// ([`Error::Tls`](crate::base::error::Error::Tls)).
     pub fn check(settings: &GatewaySettings) -> Result<()> {
-        Router::new(&settings.routes)?;
+        Router::new(&settings.routes, &settings.names)?;
         check_tls(&settings.broker)
     }
 

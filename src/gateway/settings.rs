@@ -40,6 +40,52 @@ pub struct GatewaySettings {
     pub access: Access,
     /// The routes.
     pub routes: Vec<Route>,
+    /// The names.
+    pub names: Names,
+    /// Whether requests that are passed on have the field Via.
+    pub via: bool,
+}
+
+/// The names that are served.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// Each, and what it leads to.
+    pub hosts: Vec<Host>,
+    /// Whether a name that is not among these leads nowhere, instead of to the routes.
+    pub is_strict: bool,
+}
+
+impl Names {
+    /// The names out of the box.
+    pub fn built_in() -> Names {
+        Names {
+            hosts: Host::built_in(),
+            is_strict: false,
+        }
+    }
+}
+
+/// A name that leads to an agent or a service, which is an origin of its own in a browser.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The name, in lower case and without a dot at its end. `*.` in front stands for one label.
+    pub name: String,
+    /// What it leads to, whatever the path is; none: to the gateway's own paths and routes.
+    pub route: Option<Route>,
+}
+
+impl Host {
+    /// What stands for the label in the topic of a route that a name with `*` leads to.
+    pub const LABEL: &str = "id";
+
+    /// The names out of the box: `{id}.localhost` leads to the agent with that id. A browser takes such
+    /// names for this machine (RFC 6761, section 6.3).
+    pub fn built_in() -> Vec<Host> {
+        vec![Host {
+            name: "*.localhost".into(),
+            route: Some(Route::at_name(constant("recado/agents/{id}/request"))),
+        }]
+    }
 }
 
 /// How long a caller waits unless something else is said.
@@ -78,6 +124,8 @@ pub struct Route {
     pub qos: Qos,
     /// Who may call it.
     pub admission: Admission,
+    /// Whether what an answer says of its upstream is brought to where its caller finds it.
+    pub rewrite: bool,
 }
 
 impl Route {
@@ -113,6 +161,7 @@ impl Route {
             timeout: DEFAULT_TIMEOUT,
             qos: Qos::AtMostOnce,
             admission: Admission::AnyToken,
+            rewrite: true,
         }
     }
 
@@ -126,13 +175,21 @@ impl Route {
         Route::http("/services/{name}/{*path}", "recado/services/{name}/request")
     }
 
+    /// Any HTTP request to a name of whoever has this topic.
+    pub fn at_name(request_topic: TopicTemplate) -> Route {
+        Route {
+            path: "/{*path}".into(),
+            methods: Vec::new(),
+            request_topic,
+            mode: Mode::Http,
+            ..Route::ping()
+        }
+    }
+
     fn http(path: &str, request_topic: &str) -> Route {
         Route {
             path: path.into(),
-            methods: Vec::new(),
-            request_topic: constant(request_topic),
-            mode: Mode::Http,
-            ..Route::ping()
+            ..Route::at_name(constant(request_topic))
         }
     }
 }

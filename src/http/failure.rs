@@ -16,6 +16,8 @@ use crate::wire::Hop;
 pub enum Failure {
     /// It is not HTTP, or more than the front allows.
     BadRequest(BadRequest),
+    /// Nobody here has its name.
+    UnknownHost(String),
     /// No route has its path.
     NoRoute(String),
     /// Its path has no such method.
@@ -33,6 +35,8 @@ pub enum Failure {
     UnknownToken,
     /// The token with this name is for something else.
     WrongToken(String),
+    /// It has come by too often.
+    Circle,
     /// Its target can't be passed on.
     BadTarget(String),
     /// Its body is not JSON, for this reason.
@@ -136,10 +140,12 @@ impl Failure {
         use Outcome::{NotExecuted, Unknown};
         match self {
             F::BadRequest(bad) => (bad.status, Gateway, NotExecuted),
+            F::UnknownHost(_) => (StatusCode::MISDIRECTED_REQUEST, Gateway, NotExecuted),
             F::NoRoute(_) | F::NoTopic(_) => (StatusCode::NOT_FOUND, Gateway, NotExecuted),
             F::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, Gateway, NotExecuted),
             F::NoToken | F::UnknownToken => (StatusCode::UNAUTHORIZED, Gateway, NotExecuted),
             F::WrongToken(_) => (StatusCode::FORBIDDEN, Gateway, NotExecuted),
+            F::Circle => (StatusCode::LOOP_DETECTED, Gateway, NotExecuted),
             F::BadTarget(_) | F::BodyNotJson(_) => (StatusCode::BAD_REQUEST, Gateway, NotExecuted),
             F::Upgrade => (StatusCode::NOT_IMPLEMENTED, Gateway, NotExecuted),
             F::TooManyConnections(_) | F::TooManyWaiting(_) | F::TooManyStreams(_) => {
@@ -203,6 +209,7 @@ impl fmt::Display for Failure {
         use Failure as F;
         match self {
             F::BadRequest(bad) => f.write_str(&bad.reason),
+            F::UnknownHost(name) => write!(f, "no host here has the name {name}"),
             F::NoRoute(path) => write!(f, "there is no route for {path}"),
             F::MethodNotAllowed { method, .. } => write!(f, "{method} is not allowed here"),
             F::NoTopic(form) => write!(
@@ -212,6 +219,7 @@ impl fmt::Display for Failure {
             F::NoToken => f.write_str("this needs a bearer token in the field Authorization"),
             F::UnknownToken => f.write_str("the token is not known here"),
             F::WrongToken(name) => write!(f, "the token {name} is not for this"),
+            F::Circle => f.write_str("the request has come by here before and goes in a circle (CDN-Loop): does the agent's upstream lead back to this gateway?"),
             F::BadTarget(target) => write!(f, "the target {target:?} can't be passed on"),
             F::BodyNotJson(why) => write!(f, "the body is not JSON: {why}"),
             F::Upgrade => {
@@ -326,11 +334,13 @@ mod tests {
         for (failure, expected) in [
             (BadRequest::new("words").into(), "400 gateway not-executed"),
             (BadRequest::body_over(1).into(), "413 gateway not-executed"),
+            (F::UnknownHost(words()), "421 gateway not-executed"),
             (F::NoRoute(words()), "404 gateway not-executed"),
             (F::NoTopic(words()), "404 gateway not-executed"),
             (F::NoToken, "401 gateway not-executed"),
             (F::UnknownToken, "401 gateway not-executed"),
             (F::WrongToken(words()), "403 gateway not-executed"),
+            (F::Circle, "508 gateway not-executed"),
             (F::BadTarget(words()), "400 gateway not-executed"),
             (F::BodyNotJson(words()), "400 gateway not-executed"),
             (F::Upgrade, "501 gateway not-executed"),

@@ -170,8 +170,11 @@ impl Duplex {
 fn head(request: &Request, sending: Sending) -> Vec<u8> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
-    let host = uri.authority().map_or("", |authority| authority.as_str());
-    let mut head = format!("{} {target} HTTP/1.1\r\nhost: {host}\r\n", request.method());
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let mut head = format!("{} {target} HTTP/1.1\r\n", request.method());
+    if !request.headers().contains_key(header::HOST) {
+        head.push_str(&format!("host: {authority}\r\n"));
+    }
     head.push_str(&match sending {
         Sending::Close => "connection: upgrade\r\n".to_owned(),
         Sending::Length(length) => format!("content-length: {length}\r\n"),
@@ -179,12 +182,10 @@ fn head(request: &Request, sending: Sending) -> Vec<u8> {
     });
     let mut head = head.into_bytes();
     for (name, value) in request.headers() {
-        if name != header::HOST {
-            head.extend_from_slice(name.as_str().as_bytes());
-            head.extend_from_slice(b": ");
-            head.extend_from_slice(value.as_bytes());
-            head.extend_from_slice(b"\r\n");
-        }
+        head.extend_from_slice(name.as_str().as_bytes());
+        head.extend_from_slice(b": ");
+        head.extend_from_slice(value.as_bytes());
+        head.extend_from_slice(b"\r\n");
     }
     head.extend_from_slice(b"\r\n");
     head

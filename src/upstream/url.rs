@@ -14,7 +14,28 @@ pub struct UpstreamUrl(String);
 impl UpstreamUrl {
     /// Whether everything is below a path of its own.
     pub fn has_path(&self) -> bool {
-        self.0.matches('/').count() > 2
+        !self.path().is_empty()
+    }
+
+    /// The scheme.
+    pub fn scheme(&self) -> &str {
+        self.0.split_once("://").map_or("", |(scheme, _)| scheme)
+    }
+
+    // What stands behind the scheme: the authority, and the path below which all is.
+    fn split(&self) -> (&str, &str) {
+        let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);
+        rest.split_at(rest.find('/').unwrap_or(rest.len()))
+    }
+
+    /// The host, and the port if it is not the scheme's own.
+    pub fn authority(&self) -> &str {
+        self.split().0
+    }
+
+    /// The path below which all is, without a slash at its end; empty: there is none.
+    pub fn path(&self) -> &str {
+        self.split().1
     }
 
     /// The URL of a path below the upstream. `path` begins with a slash.

@@ -16,6 +16,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use super::message::{Message, Properties};
 use super::reply::{BadReply, ERROR, Hop, STATUS, status};
 use super::stream::read_length;
+use crate::base::authority::host_and_port;
 
 /// The user property that names the version of this encoding.
 pub const VERSION: &str = "v";
@@ -25,6 +26,9 @@ pub const VERSION_1: &str = "1";
 pub const VERSION_2: &str = "2";
 /// The user property that names the protocol that a connection is to be upgraded to, or is.
 pub const UPGRADE: &str = "upgrade";
+/// The user property that names the host under which the caller knows what it asks for, where that has a
+/// name of its own.
+pub const HOST: &str = "host";
 const METHOD: &str = "method";
 const TARGET: &str = "target";
 const HEADER: &str = "h";
@@ -70,7 +74,7 @@ pub fn write_request<B>(
 }
 
 /// Reads a request in HTTP mode; its URI is the path and query. Only one that asks for an upgrade has the
-/// field of that name.
+/// field of that name, and only what has a name of its own has Host.
 ///
 /// Errors: see [`NotExecutable`]; 505 for another version, else 400.
 pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> {
@@ -102,8 +106,13 @@ pub fn read_request(message: &Message) -> Result<Request<Bytes>, NotExecutable> 
         .ok_or_else(|| NotExecutable::new("its target is missing or not a path"))?;
     let mut headers = read_headers(properties).map_err(NotExecutable::new)?;
     headers.remove(header::CONTENT_LENGTH);
-    // Which host it is, the agent's settings say.
+    // The name that the caller used is not one of its fields: which host it is, the agent's settings say.
     headers.remove(header::HOST);
+    if let Some(host) = only(HOST)? {
+        let value = host_and_port(host).and_then(|_| HeaderValue::from_str(host).ok());
+        let no_host = || NotExecutable::new("its host is no name with a port");
+        headers.insert(header::HOST, value.ok_or_else(no_host)?);
+    }
     if follows.is_some()
         && let Some(protocol) = only(UPGRADE)?
     {
@@ -440,6 +449,20 @@ mod tests {
         for evil in ["x\r\nEvil: 1", "x\n", "x\0", "\u{e9}\u{7f}"] {
             assert_eq!(upgraded(VERSION_2, evil), Err(StatusCode::BAD_REQUEST));
         }
+    }
+
+    #[test]
+    fn a_host_is_a_name_with_a_port() {
+        let host = |name: &str| {
+            let read = read_request(&with(HOST, name)).map_err(|bad| bad.status);
+            read.map(|request| request.headers()[header::HOST].clone())
+        };
+        assert_eq!(host("demo.localhost:5000").unwrap(), "demo.localhost:5000");
+        for bad in ["", "a b", "a/b", "a\r\nx: y", "a:b", "u@h", "a, b"] {
+            assert_eq!(host(bad), Err(StatusCode::BAD_REQUEST), "{bad:?}");
+        }
+        let field = read_request(&with("h", "host: evil.example")).unwrap();
+        assert!(field.headers().is_empty());
     }
 
     #[test]

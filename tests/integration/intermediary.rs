@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::http::{Answer, Connection};
 use crate::support::upstream::RawUpstream;
-use crate::support::{Kind, TestBroker, start_agent, start_gateway};
+use crate::support::{Kind, TestBroker, gateway_settings, start_agent, start_gateway_with};
 
 enum Proof {
     /// This request arrives with these lines, and without these beginnings of lines.
@@ -435,7 +435,9 @@ fn what_an_intermediary_must_do_is_done() {
     });
     let broker = TestBroker::start(Kind::Embedded);
     let agent = start_agent(&broker, upstream.address());
-    let gateway = start_gateway(&broker);
+    let mut settings = gateway_settings(&broker.url());
+    settings.via = true;
+    let gateway = start_gateway_with(settings);
     let exchange = |bytes: &str, is_head: bool| -> Answer {
         let mut client = Connection::open(gateway.address());
         client.send(bytes.as_bytes());

@@ -43,6 +43,8 @@ mod http_mode;
 mod intermediary;
 /// Parts that start in any order, go away and come back.
 mod life;
+/// Names of their own for what is behind an agent, and what an application says of itself.
+mod names;
 /// Messages that nobody should have sent.
 mod odd_messages;
 /// Programs that speak MQTT 3.1.1, as requester and as agent.

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Method;
-use recado::agent::{Allow, ServiceMode};
+use recado::agent::{Allow, HttpMode, ServiceMode};
 use recado::front::HttpLimits;
 use recado::front::{Client, Front, guarded};
 use recado::http::Request;
@@ -88,13 +88,14 @@ fn only_what_is_allowed_reaches_the_upstream() {
     let broker = TestBroker::start(Kind::Embedded);
     let upstream = start_upstream();
     let mut settings = agent_settings(&broker.url(), upstream.address());
-    settings.services[1].mode = ServiceMode::Http {
+    settings.services[1].mode = ServiceMode::Http(HttpMode {
         path_prefix: "/app".into(),
         allow: Allow {
             methods: vec![Method::GET],
             paths: vec!["/public/{*rest}".into(), "/status".into()],
         },
-    };
+        ..HttpMode::default()
+    });
     let agent = start_agent_with(settings);
     let gateway = start_gateway(&broker);
     let allowed = get(gateway.address(), "/agents/demo/public/a?b");

@@ -128,8 +128,8 @@ fn an_upgrade_is_filtered_as_any_request() {
         &upstream,
         |agent| {
             for service in &mut agent.services {
-                if let recado::agent::ServiceMode::Http { allow, .. } = &mut service.mode {
-                    allow.paths = vec!["/public/{*rest}".into()];
+                if let recado::agent::ServiceMode::Http(mode) = &mut service.mode {
+                    mode.allow.paths = vec!["/public/{*rest}".into()];
                 }
             }
         },
