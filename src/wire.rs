@@ -1,6 +1,7 @@
 //! What travels, byte for byte: messages, and HTTP and JSON within them. Pure: no I/O, no clock.
 
 pub mod deadline;
+pub mod fields;
 pub mod http;
 pub mod json;
 pub mod message;

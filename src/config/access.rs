@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::base::error::{Error, Result};
-use crate::gateway::{Access, Token};
+use crate::gateway::{Access, Admission, Token};
 
 /// The shortest token, in characters: shorter ones can be guessed.
 const MIN_TOKEN: usize = 16;
@@ -49,6 +49,34 @@ impl RawAccess {
             tokens_file: self.tokens_file,
             trusted_proxies: self.trusted_proxies.into_iter().map(|it| it.0).collect(),
         })
+    }
+}
+
+/// Who may call, as a file says it.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum AccessName {
+    Public,
+    Token,
+}
+
+/// Who may call what has these settings.
+///
+/// Errors: they contradict each other.
+pub(super) fn admission(
+    access: Option<AccessName>,
+    tokens: Option<Vec<String>>,
+) -> std::result::Result<Admission, String> {
+    match (access, tokens) {
+        (Some(AccessName::Public), Some(_)) => {
+            Err("tokens: what has access = \"public\" needs none".into())
+        }
+        (Some(AccessName::Public), None) => Ok(Admission::Public),
+        (_, Some(names)) if names.is_empty() => {
+            Err("tokens: found none; without the key, every token is admitted".into())
+        }
+        (_, Some(names)) => Ok(Admission::Tokens(names)),
+        (_, None) => Ok(Admission::AnyToken),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::access::RawAccess;
+use super::access::{AccessName, RawAccess, admission};
 use super::host::Host;
 use super::service::{Direct, PartService};
 use super::values::{
@@ -16,7 +16,7 @@ use super::values::{
 };
 use crate::base::topic::{Id, Topic};
 use crate::front::{FrontKind, HttpLimits};
-use crate::gateway::{Admission, DEFAULT_TIMEOUT, Mode};
+use crate::gateway::{DEFAULT_TIMEOUT, Mode};
 use crate::link::{BrokerUrl, TlsFiles};
 use crate::stream::StreamLimits;
 use crate::upstream::UpstreamUrl;
@@ -145,13 +145,6 @@ struct RawRoute {
     rewrite: Option<bool>,
 }
 
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum AccessName {
-    Public,
-    Token,
-}
-
 #[derive(Deserialize, Default, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
 enum ModeName {
@@ -212,26 +205,6 @@ impl TryFrom<RawRoute> for Route {
             response_topic_at,
             tokens_at,
         })
-    }
-}
-
-/// Who may call what has these settings.
-///
-/// Errors: they contradict each other.
-pub(super) fn admission(
-    access: Option<AccessName>,
-    tokens: Option<Vec<String>>,
-) -> Result<Admission, String> {
-    match (access, tokens) {
-        (Some(AccessName::Public), Some(_)) => {
-            Err("tokens: what has access = \"public\" needs none".into())
-        }
-        (Some(AccessName::Public), None) => Ok(Admission::Public),
-        (_, Some(names)) if names.is_empty() => {
-            Err("tokens: found none; without the key, every token is admitted".into())
-        }
-        (_, Some(names)) => Ok(Admission::Tokens(names)),
-        (_, None) => Ok(Admission::AnyToken),
     }
 }
 

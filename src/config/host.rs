@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::file::{AccessName, admission};
+use super::access::{AccessName, admission};
 use super::values::{MethodName, TimeoutMs, Within, apart, apart_if_any};
 use crate::base::topic::Id;
 use crate::gateway::{DEFAULT_TIMEOUT, Route, TopicTemplate};

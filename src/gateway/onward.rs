@@ -8,7 +8,7 @@ use http::{HeaderMap, Method};
 use super::access::Caller;
 use super::outward::FORWARDED_PREFIX;
 use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
-use crate::wire::http::{remove_where, strip_hop_by_hop};
+use crate::wire::fields::{remove_where, strip_hop_by_hop};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");

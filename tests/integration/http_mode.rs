@@ -182,7 +182,10 @@ fn through_the_broker_as_directly(kind: Kind) {
     assert!(text.contains("x-forwarded-for: \"127.0.0.1\"\n"), "{text}");
     assert!(text.contains("x-forwarded-host: \"test\"\n"), "{text}");
     assert!(text.contains("x-forwarded-proto: \"http\"\n"), "{text}");
-    assert!(text.contains("x-forwarded-prefix: \"/agents/demo\"\n"), "{text}");
+    assert!(
+        text.contains("x-forwarded-prefix: \"/agents/demo\"\n"),
+        "{text}"
+    );
     assert!(!text.contains("via: "), "{text}");
     assert!(text.contains("x-request-id: \"mine\"\n"), "{text}");
     assert!(
