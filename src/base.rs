@@ -7,6 +7,8 @@ pub mod clock;
 pub mod connect;
 pub mod error;
 pub mod logging;
+#[cfg(feature = "tls")]
+pub(crate) mod pem;
 pub mod pool;
 pub mod threads;
 pub mod topic;

@@ -21,11 +21,11 @@ impl Filter {
         let mut live = Filter {
             target: None,
             paths: None,
-            is_below: service.upstream.has_path(),
+            is_below: service.upstream.url.has_path(),
         };
         match &service.mode {
             ServiceMode::Json { path, .. } => {
-                let url = service.upstream.join(path);
+                let url = service.upstream.url.join(path);
                 let malformed = |error| Error::Usage(format!("{url:?} is no URL: {error}"));
                 live.target = Some(url.parse().map_err(malformed)?);
             }
@@ -181,7 +181,7 @@ mod tests {
                 allow: allow.clone(),
                 ..HttpMode::default()
             }),
-            upstream: "http://127.0.0.1:1".parse().unwrap(),
+            upstream: crate::upstream::UpstreamSettings::at("http://127.0.0.1:1"),
             workers: 1,
             queue: 1,
             timeout: std::time::Duration::ZERO,

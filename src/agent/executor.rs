@@ -27,15 +27,19 @@ const WAY_BACK: Duration = Duration::from_millis(50);
 pub(super) struct Executor {
     settings: AgentSettings,
     filters: Vec<Filter>,
-    upstream: Upstream,
+    // One for each service.
+    upstreams: Vec<Upstream>,
 }
 
 impl Executor {
     pub fn new(settings: AgentSettings) -> Result<Executor> {
         let filters = settings.services.iter().map(Filter::new);
+        let limits = limits(&settings);
+        let upstreams = settings.services.iter();
+        let upstreams = upstreams.map(|service| Upstream::new(&service.upstream, limits));
         Ok(Executor {
             filters: filters.collect::<Result<_>>()?,
-            upstream: Upstream::new(limits(&settings)),
+            upstreams: upstreams.collect::<Result<_>>()?,
             settings,
         })
     }
@@ -119,9 +123,10 @@ impl Executor {
         set_host(request.headers_mut(), &mode.host_header);
         let (service, path_prefix) = (&self.settings.services[job.service], &mode.path_prefix);
         let target = match request.uri().path() {
-            "*" => service.upstream.join(&format!("{path_prefix}/")),
+            "*" => service.upstream.url.join(&format!("{path_prefix}/")),
             _ => service
                 .upstream
+                .url
                 .join(&format!("{path_prefix}{}", request.uri())),
         };
         *request.uri_mut() = target.parse().map_err(|error| {
@@ -136,7 +141,7 @@ impl Executor {
         };
         let mut response = response.map_err(failed)?;
         if mode.rewrite {
-            outward(&mut response, &service.upstream, mode);
+            outward(&mut response, &service.upstream.url, mode);
         }
         let size = match response.body().stream() {
             None => format!("{} bytes", response.body().len()),
@@ -167,14 +172,15 @@ impl Executor {
         left: Duration,
     ) -> std::result::Result<Response, Failure> {
         let time = left - (left / 10).min(WAY_BACK);
+        let upstream = &self.upstreams[job.service];
         let streams = job.offer.is_some();
         // Who takes streams says so when it has stopped waiting.
         let correlation = job.message.properties.correlation_data.as_deref();
         let known = correlation
             .and_then(Correlation::from_bytes)
             .filter(|_| streams);
-        let _endable = known.map(|known| job.streams.ends(known, self.upstream.cutter()));
-        let response = self.upstream.call(request, time, streams);
+        let _endable = known.map(|known| job.streams.ends(known, upstream.cutter()));
+        let response = upstream.call(request, time, streams);
         response.map_err(|error| self.failure(job, error, time))
     }
 
@@ -188,7 +194,7 @@ impl Executor {
     ) -> std::result::Result<Response, Failure> {
         let limit = Some(self.settings.max_body_bytes).filter(|limit| *limit > 0);
         let upload = Upload::open(job, length, limit)?;
-        let exchanged = upload.exchange(&self.upstream, request, left);
+        let exchanged = upload.exchange(&self.upstreams[job.service], request, left);
         exchanged.map_err(|why| match why {
             NotExchanged::Upstream(error) => self.failure(job, error, left),
             NotExchanged::Agent(failure) => failure,

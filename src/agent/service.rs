@@ -5,8 +5,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::age::BEAT;
-use super::allow::Filter;
 use super::announcer::Announcer;
+use super::executor::Executor;
 use super::intake::Intake;
 use super::job::Job;
 use super::settings::{AgentSettings, Service};
@@ -50,6 +50,7 @@ impl Agent {
     /// Errors: what [`Link::start`] returns, or a service that can't work
     /// ([`Error::Usage`](crate::base::error::Error::Usage)).
     pub fn start(settings: AgentSettings) -> Result<Agent> {
+        warn_of_strangers(&settings);
         let instance = Id::random();
         let announcer = Arc::new(Announcer::new(&settings, &instance));
         let topic = agent_topic(&settings.id, instance.as_str());
@@ -128,9 +129,7 @@ impl Agent {
     /// Errors: a service can't work ([`Error::Usage`](crate::base::error::Error::Usage)), or the files for
     /// TLS can't be used ([`Error::Tls`](crate::base::error::Error::Tls)).
     pub fn check(settings: &AgentSettings) -> Result<()> {
-        for service in &settings.services {
-            Filter::new(service)?;
-        }
+        Executor::new(settings.clone())?;
         check_tls(&settings.broker)
     }
 
@@ -181,6 +180,18 @@ impl Agent {
                 return;
             }
             std::thread::sleep(left);
+        }
+    }
+}
+
+fn warn_of_strangers(settings: &AgentSettings) {
+    for service in &settings.services {
+        let upstream = &service.upstream;
+        if !upstream.tls.verify && upstream.url.scheme() == "https" {
+            let url = &upstream.url;
+            log::warn!(
+                "nobody checks who is at {url} (upstream_verify = false): whoever is on the way can take its place"
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderValue, Method};
 use crate::base::topic::{Id, Topic};
 use crate::link::BrokerUrl;
 use crate::stream::StreamLimits;
-use crate::upstream::UpstreamUrl;
+use crate::upstream::UpstreamSettings;
 use crate::wire::whole_bytes;
 
 /// What the agent runs with.
@@ -59,7 +59,7 @@ pub struct Service {
     /// How they are executed.
     pub mode: ServiceMode,
     /// The HTTP service to call.
-    pub upstream: UpstreamUrl,
+    pub upstream: UpstreamSettings,
     /// How many requests are called upstream at a time.
     pub workers: usize,
     /// How many requests wait for a worker.
@@ -164,7 +164,7 @@ impl AgentSettings {
             name: name.map(|name| Id::new(name).unwrap()),
             request_topic: topic(request_topic),
             mode,
-            upstream: "http://127.0.0.1:1".parse().unwrap(),
+            upstream: UpstreamSettings::at("http://127.0.0.1:1"),
             workers: 1,
             queue: 1,
             timeout: Duration::from_secs(3),

@@ -217,6 +217,8 @@ pub(super) struct Agent {
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,
     pub upstream: Option<UpstreamUrl>,
+    pub upstream_ca_file: Option<PathBuf>,
+    pub upstream_verify: Option<bool>,
     pub id: Option<Id>,
     pub keep_alive_s: Option<KeepAliveS>,
     pub workers: Option<Count>,

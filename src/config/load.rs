@@ -17,6 +17,7 @@ use crate::gateway::{
     self, Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Names, Route,
 };
 use crate::link::BrokerUrl;
+use crate::upstream::UpstreamSettings;
 
 const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
 const DEFAULT_UPSTREAM: &str = "http://127.0.0.1:5001";
@@ -181,8 +182,16 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
         (flag, _) => Id::new(flag.as_deref().unwrap_or("demo"))
             .map_err(|why| Error::Usage(format!("--id: {why}")))?,
     };
+    let tls = service::upstream_tls(file.upstream_ca_file, file.upstream_verify);
+    let tls = tls.map_err(|why| Error::Setting {
+        place: source.name().to_owned(),
+        message: why,
+    })?;
     let defaults = service::Defaults {
-        upstream,
+        upstream: UpstreamSettings {
+            url: upstream,
+            tls: tls.unwrap_or_default(),
+        },
         workers: file.workers.map_or(64, Within::size),
         queue: file.queue.map_or(256, Within::size),
         timeout: file.timeout_ms.map_or(DEFAULT_TIMEOUT, Within::millis),

@@ -1,6 +1,7 @@
 //! What an agent's service is: where its requests come from, what it may call.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -13,11 +14,11 @@ use super::values::{
 use crate::agent::{Allow, HostHeader, HttpMode, Service, ServiceMode};
 use crate::base::authority::host_and_port;
 use crate::base::topic::{Id, Topic, constant_topic};
-use crate::upstream::UpstreamUrl;
+use crate::upstream::{UpstreamSettings, UpstreamTls, UpstreamUrl};
 
 /// What a service takes from the agent's general settings.
 pub(super) struct Defaults {
-    pub upstream: UpstreamUrl,
+    pub upstream: UpstreamSettings,
     pub workers: usize,
     pub queue: usize,
     pub timeout: Duration,
@@ -94,6 +95,25 @@ impl Direct {
     }
 }
 
+/// Who may be at an upstream, if something is said of that.
+///
+/// Errors: it contradicts itself.
+pub(super) fn upstream_tls(
+    ca_file: Option<PathBuf>,
+    verify: Option<bool>,
+) -> Result<Option<UpstreamTls>, String> {
+    match (ca_file, verify) {
+        (None, None) => Ok(None),
+        (Some(_), Some(false)) => {
+            Err("upstream_ca_file: nothing is checked with upstream_verify = false".into())
+        }
+        (ca_file, verify) => Ok(Some(UpstreamTls {
+            ca_file,
+            verify: verify.unwrap_or(true),
+        })),
+    }
+}
+
 fn allow(methods: Vec<MethodName>, paths: Vec<PathPattern>) -> Result<Allow, String> {
     let allow = Allow {
         methods: methods.into_iter().map(|method| method.0).collect(),
@@ -112,7 +132,7 @@ pub(super) struct PartService {
     // Where in the file that, or the name that it follows from, stands.
     request_topic_at: Range<usize>,
     mode: ServiceMode,
-    upstream: Option<UpstreamUrl>,
+    upstream: Option<UpstreamSettings>,
     workers: Option<usize>,
     queue: Option<usize>,
     timeout: Option<Duration>,
@@ -174,6 +194,8 @@ struct RawService {
     #[serde(default)]
     paths: Vec<PathPattern>,
     upstream: Option<UpstreamUrl>,
+    upstream_ca_file: Option<PathBuf>,
+    upstream_verify: Option<bool>,
     workers: Option<Count>,
     queue: Option<Count>,
     timeout_ms: Option<TimeoutMs>,
@@ -250,12 +272,25 @@ impl TryFrom<RawService> for PartService {
                 rewrite: raw.rewrite.unwrap_or(true),
             }),
         };
+        let tls = upstream_tls(raw.upstream_ca_file, raw.upstream_verify)?;
+        let upstream = match (raw.upstream, tls) {
+            (Some(url), tls) => Some(UpstreamSettings {
+                url,
+                tls: tls.unwrap_or_default(),
+            }),
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(
+                    "upstream_ca_file and upstream_verify: only with an upstream of its own".into(),
+                );
+            }
+        };
         Ok(PartService {
             name,
             request_topic,
             request_topic_at,
             mode,
-            upstream: raw.upstream,
+            upstream,
             workers: raw.workers.map(Within::size),
             queue: raw.queue.map(Within::size),
             timeout: raw.timeout_ms.map(Within::millis),

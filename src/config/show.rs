@@ -164,7 +164,13 @@ impl fmt::Display for AgentSettings {
                 }
                 ServiceMode::Http(mode) => write_http(f, mode)?,
             }
-            writeln!(f, "upstream = \"{}\"", service.upstream)?;
+            writeln!(f, "upstream = \"{}\"", service.upstream.url)?;
+            if let Some(file) = &service.upstream.tls.ca_file {
+                writeln!(f, "upstream_ca_file = {file:?}")?;
+            }
+            if !service.upstream.tls.verify {
+                writeln!(f, "upstream_verify = false")?;
+            }
             writeln!(
                 f,
                 "workers = {}\nqueue = {}",

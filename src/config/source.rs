@@ -17,6 +17,11 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// The name of the file.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// An error about what stands at `span`.
     pub(super) fn wrong(&self, span: &Range<usize>, key: &str, message: String) -> Error {
         let line = line_number(&self.text, span.start);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use super::url::TlsFiles;
 use crate::base::error::{Error, Result};
+#[cfg(feature = "tls")]
+use crate::base::pem;
 
 /// Says what a failed handshake means.
 #[cfg(feature = "tls")]
@@ -32,7 +34,7 @@ pub(super) fn transport(files: &TlsFiles, name: Option<&str>) -> Result<Transpor
     let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::Tls(error.to_string()))?;
-    let roots = pem::roots(files)?;
+    let roots = pem::roots(files.ca_file.as_deref())?;
     let builder = match name {
         None => builder.with_root_certificates(roots),
         Some(name) => {
@@ -136,64 +138,5 @@ mod named {
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
             self.usual.supported_verify_schemes()
         }
-    }
-}
-
-#[cfg(feature = "tls")]
-mod pem {
-    use std::path::Path;
-
-    use rustls::RootCertStore;
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
-    use crate::base::error::{Error, Result, chain};
-    use crate::link::url::TlsFiles;
-
-    pub fn roots(files: &TlsFiles) -> Result<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        let Some(path) = &files.ca_file else {
-            return system_roots(roots);
-        };
-        for certificate in certificates(path)? {
-            roots
-                .add(certificate)
-                .map_err(|error| unusable(path, &error))?;
-        }
-        Ok(roots)
-    }
-
-    fn system_roots(mut roots: RootCertStore) -> Result<RootCertStore> {
-        let found = rustls_native_certs::load_native_certs();
-        let (added, _) = roots.add_parsable_certificates(found.certs);
-        if added > 0 {
-            return Ok(roots);
-        }
-        let reason = found.errors.first().map(|error| chain(error));
-        Err(Error::Tls(format!(
-            "this system has no trusted root certificates (package ca-certificates) {}",
-            reason.unwrap_or_default()
-        )))
-    }
-
-    pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-        let read = CertificateDer::pem_file_iter(path).map_err(|error| unusable(path, &error))?;
-        let all: std::result::Result<Vec<_>, _> = read.collect();
-        match all {
-            Ok(all) if all.is_empty() => {
-                let message = format!("{}: there is no certificate in it", path.display());
-                Err(Error::Tls(message))
-            }
-            Ok(all) => Ok(all),
-            Err(error) => Err(unusable(path, &error)),
-        }
-    }
-
-    pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-        PrivateKeyDer::from_pem_file(path).map_err(|error| unusable(path, &error))
-    }
-
-    fn unusable(path: &Path, error: &dyn std::fmt::Display) -> Error {
-        Error::Tls(format!("{}: {error}", path.display()))
     }
 }

@@ -11,15 +11,16 @@ use http::response::Parts;
 use http::{HeaderMap, Method, StatusCode, header};
 use ureq::AsSendBody;
 use ureq::config::Config;
-use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::NextTimeout;
 
 use super::body::AnswerBody;
+use super::dialer::Dialer;
 use super::duplex::Duplex;
 use super::error::UpstreamError;
-use super::resolver::Caching;
+use super::settings::UpstreamSettings;
 use super::transport::{Connect, Exchange};
-use crate::base::error::chain;
+use crate::base::error::{Result, chain};
 use crate::base::threads::lock;
 use crate::http::body::{Beginning, Bounded, Resumed, begin};
 use crate::http::{Body, Request, Response, Source, has_body};
@@ -30,11 +31,11 @@ const IDLE: Duration = Duration::from_secs(15);
 /// cost several messages.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Calls HTTP services, on many threads at a time, over connections that are used again.
+/// Calls an HTTP service, on many threads at a time, over connections that are used again.
 pub struct Upstream {
     number: usize,
     config: Config,
-    resolver: Caching<DefaultResolver>,
+    dialer: Dialer,
     limits: UpstreamLimits,
 }
 
@@ -64,8 +65,11 @@ struct Client {
 }
 
 impl Upstream {
-    /// Makes a client that takes answers within these limits.
-    pub fn new(limits: UpstreamLimits) -> Upstream {
+    /// Makes a client of an upstream that takes answers within these limits.
+    ///
+    /// Errors: the files for TLS can't be used
+    /// ([`Error::Tls`](crate::base::error::Error::Tls)).
+    pub fn new(upstream: &UpstreamSettings, limits: UpstreamLimits) -> Result<Upstream> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let config = Config::builder()
             .http_status_as_error(false)
@@ -80,12 +84,12 @@ impl Upstream {
             .max_idle_connections_per_host(1)
             .max_idle_age(IDLE)
             .build();
-        Upstream {
+        Ok(Upstream {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             config,
-            resolver: Caching::new(DefaultResolver::default()),
+            dialer: Dialer::new(upstream)?,
             limits,
-        }
+        })
     }
 
     // This thread's.
@@ -93,10 +97,11 @@ impl Upstream {
         CLIENTS.with_borrow_mut(|clients| {
             let client = clients.entry(self.number).or_insert_with(|| {
                 let exchange = Exchange::default();
-                let (config, resolver) = (self.config.clone(), self.resolver.clone());
+                let (config, dialer) = (self.config.clone(), self.dialer.clone());
+                let resolver = dialer.resolver().clone();
                 let connect = Connect {
                     exchange: exchange.clone(),
-                    resolver: resolver.clone(),
+                    dialer,
                 };
                 let agent = ureq::Agent::with_parts(config, connect, resolver);
                 Client { agent, exchange }
@@ -206,10 +211,10 @@ impl Upstream {
             reason: ureq::Timeout::Resolve,
             ..NextTimeout::default()
         };
-        let (uri, resolver) = (request.uri(), &self.resolver);
-        let found = resolver.resolve(uri, &self.config, resolving);
+        let uri = request.uri();
+        let found = self.dialer.resolver().resolve(uri, &self.config, resolving);
         let addresses = found.map_err(call_error)?;
-        let stream = resolver.connect(uri, &addresses, deadline);
+        let stream = self.dialer.connect(uri, &addresses, deadline);
         let stream = stream.map_err(|error| UpstreamError::Unreachable(chain(&error)))?;
         let left = deadline.saturating_duration_since(Instant::now());
         Duplex::open(stream, request, left)

@@ -2,13 +2,14 @@
 //! upgrade. ureq sends all of a request before it reads anything, and knows no upgrade.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, StatusCode, header};
 
 use super::answer::{self, End, Found, Head, MAX_HEAD};
+use super::connection::Connection;
 use super::error::UpstreamError;
 use crate::base::connect::is_timeout;
 use crate::base::threads::lock;
@@ -26,7 +27,7 @@ const HEAD_READ: usize = 4 * 1024;
 
 /// A connection on which the head of a request was sent.
 pub struct Duplex {
-    stream: Arc<TcpStream>,
+    stream: Arc<Connection>,
     method: Method,
     sending: Sending,
     upgrades: bool,
@@ -45,7 +46,7 @@ impl Duplex {
     ///
     /// Errors: the connection broke.
     pub(super) fn open(
-        stream: TcpStream,
+        stream: Connection,
         request: &Request,
         timeout: Duration,
     ) -> Result<Duplex, UpstreamError> {
@@ -58,8 +59,7 @@ impl Duplex {
         };
         let head = head(request, sending);
         let sent = stream
-            .set_nodelay(true)
-            .and_then(|()| stream.set_write_timeout(Some(timeout.max(LOOK))))
+            .set_write_timeout(Some(timeout.max(LOOK)))
             .and_then(|()| (&stream).write_all(&head))
             .and_then(|()| stream.set_write_timeout(None));
         sent.map_err(|error| UpstreamError::Broken(error.to_string()))?;
@@ -75,7 +75,7 @@ impl Duplex {
     pub fn cutter(&self) -> impl Fn() + Send + Sync + 'static {
         let stream = Arc::clone(&self.stream);
         move || {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown(Shutdown::Both);
         }
     }
 
@@ -88,11 +88,11 @@ impl Duplex {
             let sent = send(source, &stream, sending);
             match &sent {
                 Ok(()) if upgrades => {
-                    let _ = stream.shutdown(Shutdown::Write);
+                    stream.shutdown(Shutdown::Write);
                 }
                 Ok(()) => {}
                 Err(Failed::Source(_)) => {
-                    let _ = stream.shutdown(Shutdown::Both);
+                    stream.shutdown(Shutdown::Both);
                 }
                 // It may have answered before it stopped reading.
                 Err(Failed::Upstream(_)) => {}
@@ -206,7 +206,7 @@ impl Failed {
     }
 }
 
-fn send(source: &dyn Source, stream: &TcpStream, mut sending: Sending) -> Result<(), Failed> {
+fn send(source: &dyn Source, stream: &Connection, mut sending: Sending) -> Result<(), Failed> {
     loop {
         match source.read(usize::MAX, LONG).map_err(Failed::Source)? {
             Chunk::Bytes(bytes) => sending.piece(stream, b"", &bytes, None),
@@ -219,7 +219,7 @@ fn send(source: &dyn Source, stream: &TcpStream, mut sending: Sending) -> Result
 
 /// The body of an answer, or what comes once the connection is upgraded.
 pub(super) struct DuplexBody {
-    stream: Arc<TcpStream>,
+    stream: Arc<Connection>,
     length: Option<u64>,
     state: Mutex<State>,
 }
@@ -254,14 +254,14 @@ impl Source for DuplexBody {
     }
 
     fn cancel(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.stream.shutdown(Shutdown::Both);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::http::Body;
@@ -295,6 +295,7 @@ mod tests {
         let uri = format!("http://{}/x", listener.local_addr().unwrap());
         *request.uri_mut() = uri.parse().unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let stream = Connection::plain(stream);
         let duplex = Duplex::open(stream, &request, Duration::from_secs(30)).unwrap();
         let (mut upstream, _) = listener.accept().unwrap();
         let is_sent = duplex.sender()(&*source).is_ok();

@@ -8,22 +8,20 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::mem::MaybeUninit;
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::SockRef;
 use ureq::Error;
-use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, NextTimeout, Transport};
 
 use super::answer::{self, Found, Head, MAX_HEAD};
 use super::buffers::{Elastic, Room, SEND_AT};
-use super::resolver::Caching;
+use super::connection::Connection;
+use super::dialer::Dialer;
 use crate::base::connect::is_timeout;
 use crate::base::threads::lock;
 
@@ -42,7 +40,7 @@ pub(super) struct Exchange {
     /// Until when whatever is under way may take.
     pub deadline: Arc<Mutex<Option<Instant>>>,
     /// The connection that was made last, so that another thread can end it, and whether one did.
-    pub socket: Arc<Mutex<Weak<TcpStream>>>,
+    pub socket: Arc<Mutex<Weak<Connection>>>,
     pub is_cut: Arc<AtomicBool>,
 }
 
@@ -51,14 +49,14 @@ impl Exchange {
     pub fn cut(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
         if let Some(stream) = lock(&self.socket).upgrade() {
-            let _ = stream.shutdown(Shutdown::Both);
+            stream.shutdown(Shutdown::Both);
         }
     }
 }
 
 pub(super) struct Connect {
     pub exchange: Exchange,
-    pub resolver: Caching<DefaultResolver>,
+    pub dialer: Dialer,
 }
 
 impl Connector for Connect {
@@ -72,7 +70,7 @@ impl Connector for Connect {
         let left = Deadline::new(details.timeout, &self.exchange).left()?;
         let forever = Duration::from_secs(3600);
         let deadline = Instant::now() + left.min(forever);
-        match self.resolver.connect(details.uri, &details.addrs, deadline) {
+        match self.dialer.connect(details.uri, &details.addrs, deadline) {
             Ok(stream) => Ok(Some(Tcp::new(stream, self.exchange.clone())?)),
             Err(error) if is_timeout(&error) => Err(Error::Timeout(ureq::Timeout::Connect)),
             Err(error) => Err(Error::Io(error)),
@@ -88,7 +86,7 @@ impl fmt::Debug for Connect {
 
 /// One connection.
 pub(super) struct Tcp {
-    stream: Arc<TcpStream>,
+    stream: Arc<Connection>,
     buffers: Elastic,
     exchange: Exchange,
     // What the socket's read time-out is set to.
@@ -101,8 +99,7 @@ pub(super) struct Tcp {
 }
 
 impl Tcp {
-    fn new(stream: TcpStream, exchange: Exchange) -> Result<Tcp, Error> {
-        stream.set_nodelay(true)?;
+    fn new(stream: Connection, exchange: Exchange) -> Result<Tcp, Error> {
         let stream = Arc::new(stream);
         *lock(&exchange.socket) = Arc::downgrade(&stream);
         Ok(Tcp {
@@ -120,10 +117,9 @@ impl Tcp {
     fn send(&mut self, deadline: &Deadline) -> Result<(), Error> {
         let mut sent = 0;
         let mut early = Early::default();
-        while !self.is_given_up && sent < self.buffers.unsent().len() {
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            let socket = SockRef::from(&*self.stream);
-            match socket.send_with_flags(&self.buffers.unsent()[sent..], flags) {
+        while !self.is_given_up && (sent < self.buffers.unsent().len() || self.stream.is_sending())
+        {
+            match self.stream.try_send(&self.buffers.unsent()[sent..]) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -151,7 +147,7 @@ impl Tcp {
             } => (PollFlags::IN | PollFlags::OUT, left),
             _ => (PollFlags::OUT, left.min(UNREAD)),
         };
-        let mut polled = [PollFd::new(&*self.stream, events)];
+        let mut polled = [PollFd::new(self.stream.socket(), events)];
         match poll(&mut polled, Timespec::try_from(left).ok().as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::Io(error.into())),
@@ -159,7 +155,10 @@ impl Tcp {
         if polled[0].revents().contains(PollFlags::IN) {
             let target = self.buffers.input_append_buf();
             // There is something, so this does not block. An error comes again in the next send.
-            let count = (&*self.stream).read(target).unwrap_or(0);
+            let count = match self.stream.try_read(target) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                other => other.unwrap_or(0),
+            };
             early.has_ended = count == 0;
             self.buffers.input_appended(count);
             if let Some((_, head)) = self.find_head()? {
@@ -281,10 +280,11 @@ impl Transport for Tcp {
         if self.is_given_up || !self.buffers.unsent().is_empty() {
             return false;
         }
-        let mut byte = [MaybeUninit::uninit()];
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        let peeked = SockRef::from(&*self.stream).recv_with_flags(&mut byte, flags);
-        matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+        self.stream.is_idle()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.stream.is_tls()
     }
 }
 

@@ -49,6 +49,8 @@ mod names;
 mod odd_messages;
 /// Programs that speak MQTT 3.1.1, as requester and as agent.
 mod old_peers;
+/// Upstreams that are reached by other ways than plain TCP.
+mod other_upstreams;
 /// A broker with TLS, passwords and an access list: the files in `config/`.
 mod secure_broker;
 /// What an agent's services let through, share and execute once.

@@ -1,0 +1,140 @@
+//! One connection to an upstream: TCP, a Unix socket, or TLS over the first. Several threads may read and
+//! write at the same time.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::time::Duration;
+
+use socket2::Socket;
+
+use super::tls::Session;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Socket,
+    tls: Option<Session>,
+}
+
+impl Connection {
+    /// One whose bytes are the other side's as they are.
+    pub fn plain(socket: impl Into<Socket>) -> Connection {
+        Connection {
+            socket: socket.into(),
+            tls: None,
+        }
+    }
+
+    /// One with a TLS session, whose socket doesn't block.
+    pub fn secure(socket: Socket, session: Session) -> Connection {
+        Connection {
+            socket,
+            tls: Some(session),
+        }
+    }
+
+    /// Whether it is TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The socket, to be waited for.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// How long a read may take; none: for ever.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_read_timeout(timeout)
+    }
+
+    /// How long a write may take; none: for ever.
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        self.socket.set_write_timeout(timeout)
+    }
+
+    /// Sends what the other side takes at once, of these bytes and of those that are still on their way
+    /// to it.
+    ///
+    /// Errors: it takes nothing ([`ErrorKind::WouldBlock`]), or the connection is broken.
+    pub fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => {
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                self.socket.send_with_flags(bytes, flags)
+            }
+            Some(session) => session.try_write(&self.socket, bytes),
+        }
+    }
+
+    /// Whether something that was taken is still on its way to the other side.
+    pub fn is_sending(&self) -> bool {
+        self.tls.as_ref().is_some_and(Session::is_sending)
+    }
+
+    /// Reads what is there, once the socket has something.
+    ///
+    /// Errors: there is nothing ([`ErrorKind::WouldBlock`]), or the connection is broken.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.tls {
+            // Whoever asks knows that there is something.
+            None => (&self.socket).read(buffer),
+            Some(session) => session.try_read(&self.socket, buffer),
+        }
+    }
+
+    /// Whether it is open, and there is nothing to read.
+    pub fn is_idle(&self) -> bool {
+        let nothing = match &self.tls {
+            None => {
+                let mut byte = [MaybeUninit::uninit()];
+                let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+                self.socket.recv_with_flags(&mut byte, flags)
+            }
+            Some(session) => session.try_read(&self.socket, &mut [0]),
+        };
+        matches!(nothing, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Ends it for whoever waits on it, or says that nothing more is sent.
+    pub fn shutdown(&self, how: Shutdown) {
+        match (&self.tls, how) {
+            (Some(session), Shutdown::Write) => session.close(&self.socket),
+            _ => drop(self.socket.shutdown(how)),
+        }
+    }
+}
+
+impl Read for &Connection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&self.socket).read(buffer),
+            Some(session) => session.read(&self.socket, buffer),
+        }
+    }
+}
+
+impl Write for &Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&self.socket).write(bytes),
+            Some(session) => session.write(&self.socket, bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&self.socket).write_vectored(parts),
+            // A record for each would be many small ones.
+            Some(session) => {
+                let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+                session.write(&self.socket, &parts.concat())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
