@@ -5,6 +5,7 @@
 //! hands it over. The order is what makes it correct: a reply can't overtake its own waiter.
 
 mod access;
+mod attempts;
 mod call;
 mod carrier;
 mod dispatch;
@@ -23,9 +24,11 @@ mod settings;
 mod table;
 mod template;
 mod timing;
+mod users;
 
 pub use service::Gateway;
 pub use settings::{
     Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Host, Mode, Names, OWN_PATHS, Route, Token,
 };
 pub use template::TopicTemplate;
+pub use users::{User, Users};

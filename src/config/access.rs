@@ -1,13 +1,14 @@
-//! Who may call api_1: bearer tokens, and the proxies that are believed.
+//! Who may call api_1: bearer tokens, passwords, and the proxies that are believed.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::base::error::{Error, Result};
-use crate::gateway::{Access, Admission, Token};
+use crate::gateway::{Access, Admission, Token, User, Users};
 
 /// The shortest token, in characters: shorter ones can be guessed.
 const MIN_TOKEN: usize = 16;
@@ -16,6 +17,7 @@ const MIN_TOKEN: usize = 16;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawAccess {
     tokens_file: Option<PathBuf>,
+    users_file: Option<PathBuf>,
     trusted_proxies: Vec<Proxy>,
 }
 
@@ -36,9 +38,9 @@ impl TryFrom<String> for Proxy {
 }
 
 impl RawAccess {
-    /// Reads the tokens.
+    /// Reads the tokens and the users.
     ///
-    /// Errors: the file can't be read, or a line of it is wrong.
+    /// Errors: a file can't be read, or a line of it is wrong.
     pub fn load(self) -> Result<Access> {
         let tokens = match &self.tokens_file {
             Some(path) => read_tokens(path)?,
@@ -47,6 +49,7 @@ impl RawAccess {
         Ok(Access {
             tokens,
             tokens_file: self.tokens_file,
+            users: self.users_file.map(read_users).transpose()?,
             trusted_proxies: self.trusted_proxies.into_iter().map(|it| it.0).collect(),
         })
     }
@@ -66,8 +69,12 @@ pub(super) enum AccessName {
 pub(super) fn admission(
     access: Option<AccessName>,
     tokens: Option<Vec<String>>,
+    users_file: Option<&PathBuf>,
 ) -> std::result::Result<Admission, String> {
     match (access, tokens) {
+        (Some(AccessName::Public), _) if users_file.is_some() => {
+            Err("users_file: what has access = \"public\" needs none".into())
+        }
         (Some(AccessName::Public), Some(_)) => {
             Err("tokens: what has access = \"public\" needs none".into())
         }
@@ -80,22 +87,52 @@ pub(super) fn admission(
     }
 }
 
-fn read_tokens(path: &Path) -> Result<Vec<Token>> {
+// The lines of a file that say something. They are never shown: they hold what is secret.
+fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::ReadFile {
         path: path.to_owned(),
         source,
     })?;
-    let mut tokens: Vec<Token> = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
+    let lines = text.lines().map(str::trim).zip(1..);
+    let says = lines.filter(|(line, _)| !line.is_empty() && !line.starts_with('#'));
+    Ok(says
+        .map(|(line, number)| (number, line.to_owned()))
+        .collect())
+}
+
+fn wrong_line(path: &Path, number: usize, message: &str) -> Error {
+    Error::Setting {
+        place: format!("{} line {number}", path.display()),
+        message: message.into(),
+    }
+}
+
+/// Reads names and hashed passwords.
+///
+/// Errors: the file can't be read, or a line of it is wrong.
+pub(super) fn read_users(path: PathBuf) -> Result<Arc<Users>> {
+    let mut users: Vec<User> = Vec::new();
+    for (number, line) in read_lines(&path)? {
+        let wrong = |message| wrong_line(&path, number, message);
+        let user = User::read(&line).map_err(wrong)?;
+        if users.iter().any(|other| other.name() == user.name()) {
+            return Err(wrong("this name is there twice"));
         }
-        // The line is not shown: it may hold a token.
-        let wrong = |message: &str| Error::Setting {
-            place: format!("{} line {}", path.display(), number + 1),
-            message: message.into(),
-        };
+        users.push(user);
+    }
+    match users.is_empty() {
+        true => Err(Error::Setting {
+            place: path.display().to_string(),
+            message: "there is no name in it".into(),
+        }),
+        false => Ok(Arc::new(Users::new(path, users))),
+    }
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<Token>> {
+    let mut tokens: Vec<Token> = Vec::new();
+    for (number, line) in read_lines(path)? {
+        let wrong = |message: &str| wrong_line(path, number, message);
         let mut words = line.split_whitespace();
         let (Some(name), Some(secret), None) = (words.next(), words.next(), words.next()) else {
             return Err(wrong("allowed is a name, a space and a token"));

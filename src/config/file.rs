@@ -126,6 +126,7 @@ pub(super) struct Route {
     pub path_at: Range<usize>,
     pub response_topic_at: Range<usize>,
     pub tokens_at: Range<usize>,
+    pub users_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +143,7 @@ struct RawRoute {
     qos: Option<Within<0, 1>>,
     access: Option<AccessName>,
     tokens: Option<Spanned<Vec<String>>>,
+    users_file: Option<PathBuf>,
     rewrite: Option<bool>,
 }
 
@@ -187,7 +189,8 @@ impl TryFrom<RawRoute> for Route {
             }
         };
         let route = crate::gateway::Route {
-            admission: admission(raw.access, tokens)?,
+            admission: admission(raw.access, tokens, raw.users_file.as_ref())?,
+            users: None,
             rewrite: raw.rewrite.unwrap_or(true),
             path,
             methods: raw.methods.into_iter().map(|method| method.0).collect(),
@@ -204,6 +207,7 @@ impl TryFrom<RawRoute> for Route {
             path_at,
             response_topic_at,
             tokens_at,
+            users_file: raw.users_file,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -19,6 +20,7 @@ pub(super) struct Host {
     pub host: crate::gateway::Host,
     pub name_at: Range<usize>,
     pub tokens_at: Range<usize>,
+    pub users_file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -33,6 +35,7 @@ struct RawHost {
     qos: Option<Within<0, 1>>,
     access: Option<AccessName>,
     tokens: Option<Spanned<Vec<String>>>,
+    users_file: Option<PathBuf>,
     rewrite: Option<bool>,
 }
 
@@ -64,10 +67,11 @@ impl TryFrom<RawHost> for Host {
             && raw.timeout_ms.is_none()
             && raw.qos.is_none()
             && raw.rewrite.is_none();
-        if topic.is_none() && !(is_bare && raw.access.is_none() && tokens.is_none()) {
+        let is_open = raw.access.is_none() && tokens.is_none() && raw.users_file.is_none();
+        if topic.is_none() && !(is_bare && is_open) {
             return Err("a name without agent and service leads to the paths of the gateway, whose routes have these settings".into());
         }
-        let admission = admission(raw.access, tokens)?;
+        let admission = admission(raw.access, tokens, raw.users_file.as_ref())?;
         let route = topic.map(|topic| TopicTemplate::new(&topic)).transpose();
         let route = route
             .map_err(|error| error.to_string())?
@@ -86,6 +90,7 @@ impl TryFrom<RawHost> for Host {
             host: crate::gateway::Host { name, route },
             name_at,
             tokens_at,
+            users_file: raw.users_file,
         })
     }
 }

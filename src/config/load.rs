@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access::read_users;
 use super::host::Host;
 use super::login::Login;
 use super::service::{self, PartService};
@@ -113,7 +115,8 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
             source.no_repeats("response_topic", response_topics)?;
             let tokens = routes.iter().map(|it| (&it.route, &it.tokens_at));
             check_tokens(tokens, &access, &source)?;
-            routes.into_iter().map(|it| it.route).collect()
+            let whole = |it: file::Route| with_users(it.route, it.users_file);
+            routes.into_iter().map(whole).collect::<Result<_>>()?
         }
     };
     let login = Login::new(file.username, file.password_file, file.tls);
@@ -159,7 +162,19 @@ fn hosts(
         .iter()
         .filter_map(|it| Some((it.host.route.as_ref()?, &it.tokens_at)));
     check_tokens(routes, access, source)?;
-    Ok(hosts.into_iter().map(|it| it.host).collect())
+    let whole = |it: Host| {
+        let route = it.host.route.map(|route| with_users(route, it.users_file));
+        Ok(gateway::Host {
+            route: route.transpose()?,
+            ..it.host
+        })
+    };
+    hosts.into_iter().map(whole).collect()
+}
+
+fn with_users(mut route: Route, users_file: Option<PathBuf>) -> Result<Route> {
+    route.users = users_file.map(read_users).transpose()?;
+    Ok(route)
 }
 
 /// Puts flags, environment, file and defaults together.

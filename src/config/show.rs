@@ -5,7 +5,7 @@ use std::fmt;
 use http::Method;
 
 use crate::agent::{AgentSettings, HostHeader, HttpMode, ServiceMode};
-use crate::gateway::{Admission, GatewaySettings, Mode, Route};
+use crate::gateway::{Admission, GatewaySettings, Mode, Route, Users};
 use crate::link::{BrokerUrl, TlsFiles};
 use crate::stream::StreamLimits;
 
@@ -67,6 +67,7 @@ impl fmt::Display for GatewaySettings {
         }
         let names: Vec<&str> = access.tokens.iter().map(|it| it.name.as_str()).collect();
         writeln!(f, "# tokens: {names:?}")?;
+        write_users(f, access.users.as_deref())?;
         let proxies: Vec<String> = access
             .trusted_proxies
             .iter()
@@ -116,6 +117,13 @@ fn write_http(f: &mut fmt::Formatter<'_>, mode: &HttpMode) -> fmt::Result {
     writeln!(f, "rewrite = {}", mode.rewrite)
 }
 
+fn write_users(f: &mut fmt::Formatter<'_>, users: Option<&Users>) -> fmt::Result {
+    let Some(users) = users else {
+        return Ok(());
+    };
+    writeln!(f, "users_file = {:?}\n# users: {users:?}", users.path())
+}
+
 // What routes and names have in common.
 fn write_call(f: &mut fmt::Formatter<'_>, route: &Route) -> fmt::Result {
     if !route.methods.is_empty() {
@@ -124,6 +132,7 @@ fn write_call(f: &mut fmt::Formatter<'_>, route: &Route) -> fmt::Result {
     }
     writeln!(f, "timeout_ms = {}", route.timeout.as_millis())?;
     writeln!(f, "qos = {}", route.qos)?;
+    write_users(f, route.users.as_deref())?;
     if route.mode == Mode::Http {
         writeln!(f, "rewrite = {}", route.rewrite)?;
     }

@@ -1,72 +1,207 @@
-//! Whether a request may pass: bearer tokens (RFC 6750).
+//! Whether a request may pass: bearer tokens (RFC 6750), and names with passwords (RFC 7617).
 
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
-use super::settings::{Access, Admission};
+use super::attempts::Attempts;
+use super::settings::{Access, Admission, Route};
+use super::users::Users;
 use crate::http::Failure;
+use crate::http::failure::Wanted;
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caller<'a> {
     /// Nobody asked.
     Anybody,
-    /// The owner of the token with this name.
+    /// The owner of the token, or of the password, with this name.
     Known(&'a str),
 }
 
-/// Looks at the token of a request.
-///
-/// Errors: it has none or an unknown one (401), or one that is for something else (403).
-pub(super) fn admit<'a>(
-    access: &'a Access,
-    admission: &Admission,
-    headers: &HeaderMap,
-) -> Result<Caller<'a>, Failure> {
-    if access.tokens.is_empty() {
-        return Ok(Caller::Anybody);
-    }
-    let name = match owner(access, headers) {
-        Ok(name) => name,
-        // The field may be the upstream's then.
-        Err(_) if *admission == Admission::Public => return Ok(Caller::Anybody),
-        Err(failure) => return Err(failure),
-    };
-    match admission {
-        Admission::Tokens(names) if !names.iter().any(|it| it == name) => {
-            Err(Failure::WrongToken(name.to_owned()))
+/// Lets requests pass, or not.
+pub(super) struct Gate {
+    access: Access,
+    attempts: Attempts,
+}
+
+/// What a request has to show.
+struct Rule<'a> {
+    admission: &'a Admission,
+    // Those whose passwords count.
+    users: Option<&'a Arc<Users>>,
+}
+
+impl Gate {
+    pub fn new(access: Access) -> Gate {
+        Gate {
+            access,
+            attempts: Attempts::default(),
         }
-        _ => Ok(Caller::Known(name)),
+    }
+
+    /// Whether a peer's word on whom it forwards for is believed.
+    pub fn trusts(&self, peer: SocketAddr) -> bool {
+        self.access.trusts(peer)
+    }
+
+    // What is asked for on a route; none: on the gateway's own paths.
+    fn rule<'a>(&'a self, route: Option<&'a Route>) -> Rule<'a> {
+        let admission = route.map_or(&Admission::AnyToken, |route| &route.admission);
+        let own = route.and_then(|route| route.users.as_ref());
+        let general = self.access.users.as_ref();
+        // Where only some tokens count, whoever has a name here is not among them.
+        let is_general = matches!(admission, Admission::AnyToken);
+        Rule {
+            admission,
+            users: own.or(general.filter(|_| is_general)),
+        }
+    }
+
+    /// Looks at what a request shows on a route; none: on one of the gateway's own paths.
+    ///
+    /// Errors: it shows nothing, or what nobody has (401), or what is for something else (403); or whoever
+    /// sends it was wrong too often (429).
+    pub fn admit<'a>(
+        &'a self,
+        route: Option<&'a Route>,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Result<Caller<'a>, Failure> {
+        let rule = self.rule(route);
+        let wanted = match (self.access.tokens.is_empty(), rule.users) {
+            (true, None) => return Ok(Caller::Anybody),
+            (true, Some(_)) => Wanted::Password,
+            (false, None) => Wanted::Token,
+            (false, Some(_)) => Wanted::Either,
+        };
+        let shown = self.look(&rule, headers, wanted, peer);
+        match shown {
+            Ok(caller) => Ok(caller),
+            // The field may be the upstream's then.
+            Err(_) if *rule.admission == Admission::Public => Ok(Caller::Anybody),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn look<'a>(
+        &'a self,
+        rule: &Rule<'a>,
+        headers: &HeaderMap,
+        wanted: Wanted,
+        peer: SocketAddr,
+    ) -> Result<Caller<'a>, Failure> {
+        let nothing = || Failure::NoCredentials(wanted);
+        let (scheme, secret) = shown(headers).ok_or_else(nothing)?;
+        if scheme.eq_ignore_ascii_case("bearer") && wanted != Wanted::Password {
+            return self.token(rule, secret, headers, peer);
+        }
+        let is_basic = scheme.eq_ignore_ascii_case("basic");
+        let users = rule.users.filter(|_| is_basic).ok_or_else(nothing)?;
+        let (name, password) = name_and_password(secret).ok_or_else(nothing)?;
+        if let Some(name) = users.known(&name, &password) {
+            return Ok(Caller::Known(name));
+        }
+        // Before the hash, which is made to take its time.
+        self.check_attempts(rule, headers, peer)?;
+        match users.verify(&name, &password) {
+            Some(name) => Ok(Caller::Known(name)),
+            None => Err(self.wrong(rule, headers, peer, Failure::WrongPassword)),
+        }
+    }
+
+    fn token<'a>(
+        &'a self,
+        rule: &Rule<'a>,
+        secret: &str,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Result<Caller<'a>, Failure> {
+        // All are looked at, each in a time that doesn't depend on where it differs.
+        let mut found = None;
+        for token in &self.access.tokens {
+            if bool::from(token.secret.as_bytes().ct_eq(secret.as_bytes())) {
+                found = Some(token.name.as_str());
+            }
+        }
+        match (found, rule.admission) {
+            (Some(name), Admission::Tokens(names)) if !names.iter().any(|it| it == name) => {
+                Err(Failure::WrongToken(name.to_owned()))
+            }
+            (Some(name), _) => Ok(Caller::Known(name)),
+            (None, _) => {
+                self.check_attempts(rule, headers, peer)?;
+                Err(self.wrong(rule, headers, peer, Failure::UnknownToken))
+            }
+        }
+    }
+
+    fn check_attempts(
+        &self,
+        rule: &Rule<'_>,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Result<(), Failure> {
+        let may = *rule.admission == Admission::Public
+            || self
+                .attempts
+                .may(self.address(headers, peer), Instant::now());
+        may.then_some(()).ok_or(Failure::TooManyAttempts)
+    }
+
+    // Counts it, where it keeps somebody out.
+    fn wrong(
+        &self,
+        rule: &Rule<'_>,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+        failure: Failure,
+    ) -> Failure {
+        if *rule.admission != Admission::Public {
+            let address = self.address(headers, peer);
+            let total = self.attempts.failed(address, Instant::now());
+            log::warn!("wrong credentials from {address}, {total} so far from anybody");
+        }
+        failure
+    }
+
+    // Who sends it: behind a trusted proxy, whom that names.
+    fn address(&self, headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
+        let named = headers.get_all("x-forwarded-for").iter().next_back();
+        let named = named.filter(|_| self.trusts(peer));
+        let last =
+            named.and_then(|list| list.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+        last.unwrap_or(peer.ip())
     }
 }
 
-// Whose token a request carries.
-fn owner<'a>(access: &'a Access, headers: &HeaderMap) -> Result<&'a str, Failure> {
+// The scheme and what follows it, of the one field that there may be.
+fn shown(headers: &HeaderMap) -> Option<(&str, &str)> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
-    let (field, further) = (fields.next(), fields.next());
-    let secret = field
-        .filter(|_| further.is_none())
-        .and_then(|field| field.to_str().ok())
-        .and_then(|field| field.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, secret)| secret.trim());
-    let Some(secret) = secret else {
-        return Err(Failure::NoToken);
-    };
-    // All are looked at, each in a time that doesn't depend on where it differs.
-    let mut found = None;
-    for token in &access.tokens {
-        if bool::from(token.secret.as_bytes().ct_eq(secret.as_bytes())) {
-            found = Some(token.name.as_str());
-        }
-    }
-    found.ok_or(Failure::UnknownToken)
+    let (field, further) = (fields.next()?, fields.next());
+    let (scheme, secret) = field.to_str().ok()?.split_once(' ')?;
+    further.is_none().then_some((scheme, secret.trim()))
+}
+
+// RFC 7617, section 2.
+fn name_and_password(encoded: &str) -> Option<(String, String)> {
+    let decoded = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
+    let (name, password) = decoded.split_once(':')?;
+    Some((name.to_owned(), password.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gateway::settings::Token;
+    use crate::gateway::users::User;
+
+    const PEER: ([u8; 4], u16) = ([192, 0, 2, 1], 99);
 
     fn access() -> Access {
         let token = |name: &str, secret: &str| Token {
@@ -87,12 +222,17 @@ mod tests {
         for field in fields {
             headers.append(header::AUTHORIZATION, field.parse().unwrap());
         }
-        match admit(&access(), admission, &headers) {
+        let route = Route {
+            admission: admission.clone(),
+            ..Route::ping()
+        };
+        let gate = Gate::new(access());
+        match gate.admit(Some(&route), &headers, PEER.into()) {
             Ok(Caller::Known(name)) => Ok(name.to_owned()),
             Ok(Caller::Anybody) => Ok(String::new()),
             Err(failure) => {
                 let problem = crate::http::Problem::from(failure);
-                assert!(problem.authenticate.is_some());
+                assert!(!problem.authenticate.is_empty());
                 Err(problem.status.as_u16())
             }
         }
@@ -140,8 +280,88 @@ mod tests {
         // So that it isn't passed on.
         let known = status(&Admission::Public, &["Bearer 0123456789abcdef"]);
         assert_eq!(known, Ok("anna".into()));
-        let none = Access::default();
-        let admitted = admit(&none, &Admission::AnyToken, &HeaderMap::new());
+        let gate = Gate::new(Access::default());
+        let admitted = gate.admit(None, &HeaderMap::new(), PEER.into());
         assert_eq!(admitted, Ok(Caller::Anybody));
+    }
+
+    fn users(names: &[&str]) -> Option<Arc<Users>> {
+        // The password is `secret`.
+        let hash = "$2y$04$6td68BC1b0cuF7kEW5R8Q.Eg/0QXQ6oEokGO1rF832yfCiTDukTaC";
+        let users = names
+            .iter()
+            .map(|name| User::read(&format!("{name}:{hash}")));
+        Some(Arc::new(Users::new(
+            "x".into(),
+            users.map(Result::unwrap).collect(),
+        )))
+    }
+
+    fn basic(gate: &Gate, route: &Route, pair: &str) -> Result<String, u16> {
+        let mut headers = HeaderMap::new();
+        let field = format!("Basic {}", BASE64_STANDARD.encode(pair));
+        headers.insert(header::AUTHORIZATION, field.parse().unwrap());
+        match gate.admit(Some(route), &headers, PEER.into()) {
+            Ok(Caller::Known(name)) => Ok(name.to_owned()),
+            Ok(Caller::Anybody) => Ok(String::new()),
+            Err(failure) => Err(failure.meaning().0.as_u16()),
+        }
+    }
+
+    #[test]
+    fn a_password_is_as_good_as_a_token_where_it_counts() {
+        let gate = Gate::new(Access {
+            users: users(&["carla"]),
+            ..access()
+        });
+        let general = Route::ping();
+        let own = Route {
+            users: users(&["dora"]),
+            admission: Admission::Tokens(vec!["ben".into()]),
+            ..Route::ping()
+        };
+        let bens = Route {
+            admission: Admission::Tokens(vec!["ben".into()]),
+            ..Route::ping()
+        };
+        let public = Route {
+            admission: Admission::Public,
+            ..Route::ping()
+        };
+        for (route, pair, expected) in [
+            (&general, "carla:secret", Ok("carla")),
+            (&general, "carla:Secret", Err(401)),
+            (&general, "dora:secret", Err(401)),
+            (&general, "carla", Err(401)),
+            (&general, ":", Err(401)),
+            (&own, "dora:secret", Ok("dora")),
+            (&own, "carla:secret", Err(401)),
+            (&bens, "carla:secret", Err(401)),
+            (&public, "carla:other", Ok("")),
+        ] {
+            assert_eq!(
+                basic(&gate, route, pair),
+                expected.map(str::to_owned),
+                "{pair}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_guesses_has_to_wait_and_who_knows_has_not() {
+        let gate = Gate::new(Access {
+            users: users(&["carla"]),
+            ..Access::default()
+        });
+        let route = Route::ping();
+        assert_eq!(basic(&gate, &route, "carla:secret"), Ok("carla".into()));
+        let mut refused = Vec::new();
+        while refused.last() != Some(&429) {
+            assert!(refused.len() < 50, "nobody is ever stopped");
+            let guess = format!("carla:{}", refused.len());
+            refused.push(basic(&gate, &route, &guess).unwrap_err());
+        }
+        assert!(refused.len() > 5, "a slip is forgiven");
+        assert_eq!(basic(&gate, &route, "carla:secret"), Ok("carla".into()));
     }
 }

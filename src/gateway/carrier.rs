@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderValue, header};
 
-use super::access::Caller;
+use super::access::{Caller, Gate};
 use super::inbox::Inboxes;
 use super::presence::Presence;
 use super::router::{Found, Router};
-use super::settings::{Access, GatewaySettings};
+use super::settings::GatewaySettings;
 use super::timing::Timing;
 use crate::base::error::Result;
 use crate::base::topic::Id;
@@ -28,7 +28,7 @@ pub(super) struct Carrier {
     pub router: Router,
     pub inboxes: Arc<Inboxes>,
     pub presence: Arc<Presence>,
-    pub access: Access,
+    pub gate: Gate,
     /// What this gateway calls itself where a request has passed it.
     pub name: String,
     /// Whether requests get the field Via.
@@ -81,7 +81,7 @@ impl Carrier {
             router,
             inboxes,
             presence,
-            access: settings.access.clone(),
+            gate: Gate::new(settings.access.clone()),
             name,
             via: settings.via,
             whole_bytes: settings.http.whole_bytes(),

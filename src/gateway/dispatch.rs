@@ -5,11 +5,12 @@ use std::time::Instant;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::json;
 
+use super::access::Caller;
 use super::carrier::{Answer, Asked, Carrier, json_response};
 use super::router::{Endpoint, Found, with_slash};
-use super::settings::{Admission, Mode};
+use super::settings::Mode;
 use super::timing::Timing;
-use super::{access, forward, json};
+use super::{forward, json};
 use crate::base::logging::excerpt;
 use crate::front::Client;
 use crate::http::{
@@ -62,14 +63,15 @@ fn answer(
     id: &RequestId,
     begun: Instant,
 ) -> std::result::Result<Answer, Failure> {
-    let admission = match found.endpoint {
-        Endpoint::Health | Endpoint::Ready => &Admission::Public,
-        Endpoint::Agents | Endpoint::Agent => &Admission::AnyToken,
+    let (headers, gate) = (request.headers(), &carrier.gate);
+    let caller = match found.endpoint {
+        Endpoint::Health | Endpoint::Ready => Caller::Anybody,
+        Endpoint::Agents | Endpoint::Agent => gate.admit(None, headers, client.peer)?,
         Endpoint::Route(route) | Endpoint::Slash(route) => {
-            &carrier.router.routes()[route].admission
+            let route = &carrier.router.routes()[route];
+            gate.admit(Some(route), headers, client.peer)?
         }
     };
-    let caller = access::admit(&carrier.access, admission, request.headers())?;
     match found.endpoint {
         Endpoint::Health => Ok(status_document("ok").into()),
         Endpoint::Ready => carrier.ready().map(|()| status_document("ready").into()),

@@ -75,7 +75,7 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         return Err(Failure::Circle);
     }
     let own = carrier.router.prefix(number, request);
-    let prefix = prefix(request, own, carrier.access.trusts(client.peer));
+    let prefix = prefix(request, own, carrier.gate.trusts(client.peer));
     let mut call = prepare(carrier, asked, topic, &prefix, upgrade.as_deref())?;
     if streams {
         let offer = carrier.inboxes.streams().offer();
@@ -152,7 +152,7 @@ fn prepare(
     let peer = asked.client.peer;
     let passage = Passage {
         peer,
-        trusted: carrier.access.trusts(peer),
+        trusted: carrier.gate.trusts(peer),
         caller: asked.caller,
         id: asked.id,
         prefix: if route.rewrite { prefix } else { "" },

@@ -47,9 +47,9 @@ impl Gateway {
     /// ([`Error::Usage`](crate::base::error::Error::Usage)), or what [`Link::start`] and the fronts return.
     pub fn start(settings: GatewaySettings) -> Result<Gateway> {
         let listener = bind(settings.listen)?;
-        if !settings.listen.ip().is_loopback() && settings.access.tokens.is_empty() {
+        if !settings.listen.ip().is_loopback() && !settings.access.asks() {
             log::warn!(
-                "listening on {} without tokens: whoever reaches it may call every agent; set tokens_file in [access]",
+                "listening on {} without tokens: whoever reaches it may call every agent; set tokens_file or users_file in [access]",
                 settings.listen
             );
         }

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
 use ipnet::IpNet;
 
 use super::template::TopicTemplate;
+use super::users::Users;
 use crate::base::topic::{Id, Topic, constant_topic};
 use crate::front::{FrontKind, HttpLimits};
 use crate::link::BrokerUrl;
@@ -124,6 +126,8 @@ pub struct Route {
     pub qos: Qos,
     /// Who may call it.
     pub admission: Admission,
+    /// Those who may call it with a password, instead of those who may call everything with one.
+    pub users: Option<Arc<Users>>,
     /// Whether what an answer says of its upstream is brought to where its caller finds it.
     pub rewrite: bool,
 }
@@ -161,6 +165,7 @@ impl Route {
             timeout: DEFAULT_TIMEOUT,
             qos: Qos::AtMostOnce,
             admission: Admission::AnyToken,
+            users: None,
             rewrite: true,
         }
     }
@@ -232,11 +237,18 @@ pub struct Access {
     pub tokens: Vec<Token>,
     /// Where the tokens came from.
     pub tokens_file: Option<PathBuf>,
+    /// Those who may call with a password; none: nobody is asked for one, unless on a route of its own.
+    pub users: Option<Arc<Users>>,
     /// Whose `X-Forwarded-*` and `Forwarded` fields are believed.
     pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Access {
+    /// Whether anybody is asked who he is, on routes that say nothing of that.
+    pub fn asks(&self) -> bool {
+        !self.tokens.is_empty() || self.users.is_some()
+    }
+
     /// Whether a peer's word on whom it forwards for is believed.
     pub fn trusts(&self, peer: SocketAddr) -> bool {
         // A socket that listens on :: sees IPv4 clients in IPv6 clothes.

@@ -11,6 +11,27 @@ use super::problem::{Outcome, Problem};
 use super::types::client_gone;
 use crate::wire::Hop;
 
+/// What a request must show to pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// A bearer token.
+    Token,
+    /// A name and a password.
+    Password,
+    /// One of the two.
+    Either,
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Wanted::Token => "a bearer token",
+            Wanted::Password => "a name and a password",
+            Wanted::Either => "a name and a password, or a bearer token,",
+        })
+    }
+}
+
 /// Why a request fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
@@ -29,10 +50,14 @@ pub enum Failure {
     },
     /// A part of its path that the topic of this form needs is not an id.
     NoTopic(String),
-    /// It carries no token, where one is needed.
-    NoToken,
+    /// It shows nothing that says who sends it, where that is needed.
+    NoCredentials(Wanted),
     /// Nobody has the token that it carries.
     UnknownToken,
+    /// Nobody has the name and the password that it carries.
+    WrongPassword,
+    /// Whoever sends it was wrong about that too often.
+    TooManyAttempts,
     /// The token with this name is for something else.
     WrongToken(String),
     /// It has come by too often.
@@ -143,7 +168,10 @@ impl Failure {
             F::UnknownHost(_) => (StatusCode::MISDIRECTED_REQUEST, Gateway, NotExecuted),
             F::NoRoute(_) | F::NoTopic(_) => (StatusCode::NOT_FOUND, Gateway, NotExecuted),
             F::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, Gateway, NotExecuted),
-            F::NoToken | F::UnknownToken => (StatusCode::UNAUTHORIZED, Gateway, NotExecuted),
+            F::NoCredentials(_) | F::UnknownToken | F::WrongPassword => {
+                (StatusCode::UNAUTHORIZED, Gateway, NotExecuted)
+            }
+            F::TooManyAttempts => (StatusCode::TOO_MANY_REQUESTS, Gateway, NotExecuted),
             F::WrongToken(_) => (StatusCode::FORBIDDEN, Gateway, NotExecuted),
             F::Circle => (StatusCode::LOOP_DETECTED, Gateway, NotExecuted),
             F::BadTarget(_) | F::BodyNotJson(_) => (StatusCode::BAD_REQUEST, Gateway, NotExecuted),
@@ -193,13 +221,18 @@ impl Failure {
         }
     }
 
-    // How the client may say who it is (RFC 6750, section 3).
-    fn challenge(&self) -> Option<&'static str> {
+    // How the client may say who it is (RFC 6750, section 3, and RFC 7617, section 2). A browser asks for
+    // name and password where Basic comes first.
+    fn challenges(&self) -> &'static [&'static str] {
+        const BASIC: &str = r#"Basic realm="recado", charset="UTF-8""#;
+        const BEARER: &str = r#"Bearer realm="recado""#;
         match self {
-            Failure::NoToken => Some(r#"Bearer realm="recado""#),
-            Failure::UnknownToken => Some(r#"Bearer realm="recado", error="invalid_token""#),
-            Failure::WrongToken(_) => Some(r#"Bearer realm="recado", error="insufficient_scope""#),
-            _ => None,
+            Failure::NoCredentials(Wanted::Token) => &[BEARER],
+            Failure::NoCredentials(Wanted::Either) => &[BASIC, BEARER],
+            Failure::NoCredentials(Wanted::Password) | Failure::WrongPassword => &[BASIC],
+            Failure::UnknownToken => &[r#"Bearer realm="recado", error="invalid_token""#],
+            Failure::WrongToken(_) => &[r#"Bearer realm="recado", error="insufficient_scope""#],
+            _ => &[],
         }
     }
 }
@@ -216,7 +249,9 @@ impl fmt::Display for Failure {
                 f,
                 "the path names no topic of the form {form}: ids are 1 to 64 of A-Z a-z 0-9 _ -, and . between them"
             ),
-            F::NoToken => f.write_str("this needs a bearer token in the field Authorization"),
+            F::NoCredentials(wanted) => write!(f, "this needs {wanted} in the field Authorization"),
+            F::WrongPassword => f.write_str("nobody here has this name and this password"),
+            F::TooManyAttempts => f.write_str("whoever sends this was wrong about who he is too often; try again later"),
             F::UnknownToken => f.write_str("the token is not known here"),
             F::WrongToken(name) => write!(f, "the token {name} is not for this"),
             F::Circle => f.write_str("the request has come by here before and goes in a circle (CDN-Loop): does the agent's upstream lead back to this gateway?"),
@@ -310,7 +345,7 @@ impl From<Failure> for Problem {
             hop,
             outcome,
             detail: failure.to_string(),
-            authenticate: failure.challenge(),
+            authenticate: failure.challenges(),
             allow: match failure {
                 Failure::MethodNotAllowed { allowed, .. } => Some(allowed),
                 Failure::Told(problem) => problem.allow,
@@ -337,7 +372,9 @@ mod tests {
             (F::UnknownHost(words()), "421 gateway not-executed"),
             (F::NoRoute(words()), "404 gateway not-executed"),
             (F::NoTopic(words()), "404 gateway not-executed"),
-            (F::NoToken, "401 gateway not-executed"),
+            (F::NoCredentials(Wanted::Either), "401 gateway not-executed"),
+            (F::WrongPassword, "401 gateway not-executed"),
+            (F::TooManyAttempts, "429 gateway not-executed"),
             (F::UnknownToken, "401 gateway not-executed"),
             (F::WrongToken(words()), "403 gateway not-executed"),
             (F::Circle, "508 gateway not-executed"),
@@ -397,7 +434,11 @@ mod tests {
             assert_eq!(found.join(" "), expected, "{text}");
             assert!(member("detail").len() > 4, "{text}");
             let says_when = response.headers().contains_key("retry-after");
-            assert_eq!(says_when, response.status() == 503, "{text}");
+            assert_eq!(
+                says_when,
+                [429, 503].contains(&response.status().as_u16()),
+                "{text}"
+            );
         }
         let failure = F::MethodNotAllowed {
             method: Method::PUT,

@@ -34,7 +34,7 @@ pub struct Problem {
     /// The methods that the resource does allow, with 405.
     pub allow: Option<Vec<Method>>,
     /// How the client may say who it is, with 401 and 403 (RFC 9110, section 11.6.1).
-    pub authenticate: Option<&'static str>,
+    pub authenticate: &'static [&'static str],
 }
 
 #[derive(Serialize)]
@@ -86,7 +86,7 @@ impl Problem {
             hop,
             outcome: received.outcome.unwrap_or(Outcome::Unknown),
             allow: None,
-            authenticate: None,
+            authenticate: &[],
         }
     }
 
@@ -99,12 +99,16 @@ impl Problem {
         if let Some(value) = request_id.header() {
             headers.insert(X_REQUEST_ID, value);
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        let later = [
+            StatusCode::SERVICE_UNAVAILABLE,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        if later.contains(&self.status) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
         }
-        if let Some(challenge) = self.authenticate {
+        for challenge in self.authenticate {
             let challenge = HeaderValue::from_static(challenge);
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
+            headers.append(header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(methods) = &self.allow {
             let methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
@@ -129,7 +133,7 @@ mod tests {
             hop,
             outcome: Outcome::NotExecuted,
             allow: None,
-            authenticate: None,
+            authenticate: &[],
         }
     }
 

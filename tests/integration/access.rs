@@ -2,6 +2,7 @@ use std::process::Command;
 
 use recado::gateway::Gateway;
 
+use crate::failures::problem;
 use crate::http_mode::{ask, start_upstream, stop};
 use crate::support::http::{Answer, get};
 use crate::support::process::{Process, own_command};
@@ -94,6 +95,102 @@ fn only_who_has_a_token_may_call() {
     gateway.stop().unwrap();
     agent.stop().unwrap();
     stop(upstream);
+}
+
+/// `htpasswd -nbB -C 4 carla secret`.
+const CARLA: &str = "carla:$2y$04$6td68BC1b0cuF7kEW5R8Q.Eg/0QXQ6oEokGO1rF832yfCiTDukTaC";
+
+#[test]
+fn a_browser_asks_for_name_and_password() {
+    let users = TempFile::new(&format!("# who may come in\n{CARLA}\n"));
+    let settings = format!(
+        "[[host]]\nname = \"*.localhost\"\nusers_file = {:?}\n[[host]]\nname = \"open.example\"\nagent = \"demo\"",
+        users.path()
+    );
+    let broker = TestBroker::start(Kind::Embedded);
+    let upstream = start_upstream();
+    let agent = start_agent(&broker, upstream.address());
+    let gateway = start_gateway_with(gateway_settings_of(&broker.url(), &settings));
+    let ask_as = |host: &str, credentials: &str| {
+        let target = format!("http://{host}/x");
+        ask(gateway.address(), "GET", &target, credentials, b"")
+    };
+    for (credentials, challenge) in [
+        ("", "Basic realm=\"recado\", charset=\"UTF-8\""),
+        // carla:other, and nothing that could be read.
+        (
+            "Authorization: Basic Y2FybGE6b3RoZXI=\r\n",
+            "Basic realm=\"recado\", charset=\"UTF-8\"",
+        ),
+        (
+            "Authorization: Basic %\r\n",
+            "Basic realm=\"recado\", charset=\"UTF-8\"",
+        ),
+        (
+            "Authorization: Bearer 0123456789abcdef\r\n",
+            "Basic realm=\"recado\", charset=\"UTF-8\"",
+        ),
+    ] {
+        let refused = ask_as("demo.localhost", credentials);
+        problem(&refused, 401, "gateway", "not-executed");
+        assert_eq!(
+            refused.header("www-authenticate"),
+            Some(challenge),
+            "{credentials}"
+        );
+    }
+    // carla:secret
+    let credentials = "Authorization: basic Y2FybGE6c2VjcmV0\r\n";
+    for _ in 0..2 {
+        let answer = ask_as("demo.localhost", credentials);
+        assert_eq!(answer.status, 200);
+        let text = answer.text();
+        assert!(text.contains("x-recado-caller: \"carla\"\n"), "{text}");
+        assert!(!text.contains("authorization"), "{text}");
+    }
+    // Where nobody is asked, the field is the application's.
+    let own = ask_as("open.example", credentials);
+    assert!(
+        own.text()
+            .contains("authorization: \"basic Y2FybGE6c2VjcmV0\""),
+        "{}",
+        own.text()
+    );
+    gateway.stop().unwrap();
+    agent.stop().unwrap();
+    stop(upstream);
+}
+
+#[test]
+fn a_bad_users_file_is_refused_without_showing_it() {
+    for (text, wanted) in [
+        ("carla:hush", "line 1: a hash is one of bcrypt"),
+        ("\ncarla:$apr1$hush$hush", "line 2: a hash is one of bcrypt"),
+        ("hush", "line 1: allowed is a name, a colon and a hash"),
+        (
+            &format!("{CARLA}\n{CARLA}"),
+            "line 2: this name is there twice",
+        ),
+        ("", "there is no name in it"),
+    ] {
+        let users = TempFile::new(text);
+        let own = format!(
+            "[[host]]\nname = \"*.localhost\"\nusers_file = {:?}",
+            users.path()
+        );
+        for settings in [format!("[access]\nusers_file = {:?}", users.path()), own] {
+            let config = TempFile::new(&settings);
+            let mut command: Command = own_command("api_1");
+            command.args(["--check", "--config", config.path()]);
+            let (status, output) = Process::spawn(&mut command).wait();
+            assert_eq!(status.code(), Some(1), "{text}");
+            assert!(output.contains(wanted), "{text}: {output}");
+            assert!(
+                !output.contains("hush") && !output.contains("$2y"),
+                "{output}"
+            );
+        }
+    }
 }
 
 #[test]
