@@ -5,6 +5,7 @@ pub mod http;
 pub mod mqtt311;
 pub mod process;
 pub mod proxy;
+pub mod reorder;
 pub mod upstream;
 
 use std::net::{SocketAddr, TcpListener};
