@@ -71,6 +71,12 @@ def single_page(name, base):
     no_complaints(name)
 
 
+def docs(name, base):
+    browser.get(base + "/docs")
+    wait("the description", lambda: browser.title == "FastAPI seen")
+    no_complaints(name)
+
+
 def django(name, base):
     browser.get(base + "/admin/")
     wait("the login", lambda: "Log in" in browser.title)
@@ -104,6 +110,8 @@ try:
         "a single-page application by a name: FastAPI, events, a WebSocket",
         f"http://spa.localhost:{port}",
     )
+    docs("FastAPI's documentation by a name", f"http://spa.localhost:{port}")
+    docs("FastAPI's documentation below a path", f"http://localhost:{port}/agents/spa")
     apart(
         "applications apart by their names",
         f"http://flask.localhost:{port}",

@@ -4,11 +4,20 @@ import asyncio
 import sys
 
 import uvicorn
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 
-# The pages of the documentation would come from elsewhere; what they load from here is what counts.
 app = FastAPI(docs_url=None)
+
+# Stands for Swagger UI, which would come from elsewhere: it loads the description that the page names.
+SWAGGER = """
+function SwaggerUIBundle(settings) {
+  fetch(settings.url).then(answer => answer.json()).then(it => { document.title = it.info.title + ' seen'; });
+}
+SwaggerUIBundle.presets = {};
+SwaggerUIBundle.SwaggerUIStandalonePreset = {};
+"""
 
 PAGE = """<!doctype html><title>app</title><link rel="icon" href="data:,"><p id="state">loading…</p>
 <script src="/app.js"></script>"""
@@ -40,6 +49,24 @@ def home():
 @app.get("/app.js")
 def script():
     return Response(SCRIPT, media_type="text/javascript")
+
+
+@app.get("/docs")
+def docs(request: Request):
+    # As FastAPI's own page does it, but for where it finds its prefix.
+    prefix = request.headers.get("x-forwarded-prefix", "")
+    return get_swagger_ui_html(
+        openapi_url=prefix + app.openapi_url,
+        title="docs",
+        swagger_js_url=prefix + "/swagger.js",
+        swagger_css_url="data:text/css,",
+        swagger_favicon_url="data:,",
+    )
+
+
+@app.get("/swagger.js")
+def swagger():
+    return Response(SWAGGER, media_type="text/javascript")
 
 
 @app.get("/api/large")
