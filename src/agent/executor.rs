@@ -121,6 +121,7 @@ impl Executor {
             .check(&request, &mode.allow)
             .map_err(failed)?;
         set_host(request.headers_mut(), &mode.host_header);
+        let host = request.headers().get(header::HOST).cloned();
         let (service, path_prefix) = (&self.settings.services[job.service], &mode.path_prefix);
         let target = match request.uri().path() {
             "*" => service.upstream.url.join(&format!("{path_prefix}/")),
@@ -141,7 +142,7 @@ impl Executor {
         };
         let mut response = response.map_err(failed)?;
         if mode.rewrite {
-            outward(&mut response, &service.upstream.url, mode);
+            outward(&mut response, &service.upstream.url, mode, host.as_ref());
         }
         let size = match response.body().stream() {
             None => format!("{} bytes", response.body().len()),
@@ -179,7 +180,9 @@ impl Executor {
         let known = correlation
             .and_then(Correlation::from_bytes)
             .filter(|_| streams);
-        let _endable = known.map(|known| job.streams.ends(known, upstream.cutter()));
+        // Made in any case: with it, what ended the call before is forgotten.
+        let cutter = upstream.cutter();
+        let _endable = known.map(|known| job.streams.ends(known, cutter));
         let response = upstream.call(request, time, streams);
         response.map_err(|error| self.failure(job, error, time))
     }

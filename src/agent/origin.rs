@@ -4,7 +4,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::settings::{HostHeader, HttpMode};
 use crate::http::Response;
-use crate::http::reference::{Moves, is_below, is_same_authority, move_references};
+use crate::http::reference::{Moves, Whose, is_below, is_same_authority, move_references};
 use crate::upstream::UpstreamUrl;
 
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -34,14 +34,18 @@ fn first_host(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// What an answer says of its upstream by the address that only the agent has, or below the path that only
 /// the agent puts before, is said as its caller can use it.
-pub(super) fn outward(response: &mut Response, upstream: &UpstreamUrl, mode: &HttpMode) {
+/// `host`: which one the upstream was told, if it was told any.
+pub(super) fn outward(
+    response: &mut Response,
+    upstream: &UpstreamUrl,
+    mode: &HttpMode,
+    host: Option<&HeaderValue>,
+) {
     let own = Own {
         base: format!("{}{}", upstream.path(), mode.path_prefix),
         upstream,
-        host: match &mode.host_header {
-            HostHeader::Fixed(host) => host.to_str().ok(),
-            _ => None,
-        },
+        host: host.and_then(|host| host.to_str().ok()),
+        is_callers: !matches!(mode.host_header, HostHeader::Fixed(_)),
     };
     move_references(response.headers_mut(), &own);
 }
@@ -50,6 +54,8 @@ struct Own<'a> {
     base: String,
     upstream: &'a UpstreamUrl,
     host: Option<&'a str>,
+    // That host is the one by which its caller knows it.
+    is_callers: bool,
 }
 
 impl Moves for Own<'_> {
@@ -64,15 +70,24 @@ impl Moves for Own<'_> {
         })
     }
 
-    fn is_own(&self, scheme: Option<&str>, authority: &str) -> bool {
+    fn whose(&self, scheme: Option<&str>, authority: &str) -> Whose {
         let own = self.upstream.scheme();
-        let mut names = [self.upstream.authority()].into_iter().chain(self.host);
-        scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case(own))
-            && names.any(|name| is_same_authority(own, authority, name))
-    }
-
-    fn keeps_authority(&self) -> bool {
-        false
+        let named = |scheme: &str, name: &str| is_same_authority(scheme, authority, name);
+        // Its caller may know it by another scheme, which is for both to agree on.
+        if self.is_callers
+            && self
+                .host
+                .is_some_and(|host| named(scheme.unwrap_or(own), host))
+        {
+            return Whose::Own;
+        }
+        let hidden = self.host.filter(|_| !self.is_callers);
+        let mut names = [self.upstream.authority()].into_iter().chain(hidden);
+        let is_own = scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case(own));
+        match is_own && names.any(|name| named(own, name)) {
+            true => Whose::Hidden,
+            false => Whose::Other,
+        }
     }
 
     fn keeps_domain(&self, _: &str) -> bool {
@@ -112,13 +127,37 @@ mod tests {
 
     #[test]
     fn no_caller_sees_the_upstreams_own_address() {
-        let mode = HttpMode {
+        let host = HeaderValue::from_static("app.example");
+        let fixed = HttpMode {
             path_prefix: "/x".into(),
-            host_header: HostHeader::Fixed(HeaderValue::from_static("app.example")),
+            host_header: HostHeader::Fixed(host.clone()),
             ..HttpMode::default()
         };
+        let named = HttpMode {
+            host_header: HostHeader::Named,
+            ..fixed.clone()
+        };
         let upstream = "http://127.0.0.1:26002/docs".parse().unwrap();
-        for (location, expected) in [
+        let location = |mode: &HttpMode, location| {
+            let mut response = Response::default();
+            let value = HeaderValue::from_static(location);
+            response.headers_mut().insert(header::LOCATION, value);
+            outward(&mut response, &upstream, mode, Some(&host));
+            response.headers()[header::LOCATION]
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        // The caller's host stays, and the path that only the agent puts before goes.
+        for (found, expected) in [
+            ("https://app.example/docs/x/a", "https://app.example/a"),
+            ("http://app.example/docs/x", "http://app.example/"),
+            ("http://app.example/other", "http://app.example/other"),
+            ("http://127.0.0.1:26002/docs/x/a", "/a"),
+        ] {
+            assert_eq!(location(&named, found), expected);
+        }
+        for (found, expected) in [
             ("http://127.0.0.1:26002/docs/x/a", "/a"),
             ("http://APP.example/docs/x/a?b", "/a?b"),
             ("/docs/x", "/"),
@@ -133,11 +172,7 @@ mod tests {
                 "http://other.example/docs/x/a",
             ),
         ] {
-            let mut response = Response::default();
-            let value = HeaderValue::from_static(location);
-            response.headers_mut().insert(header::LOCATION, value);
-            outward(&mut response, &upstream, &mode);
-            assert_eq!(response.headers()[header::LOCATION], expected);
+            assert_eq!(location(&fixed, found), expected);
         }
     }
 }

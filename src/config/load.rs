@@ -156,6 +156,18 @@ fn hosts(
             false => Vec::new(),
         });
     };
+    // What it asks for would not be asked for by a path that leads to the same.
+    let asks_more = |it: &&Host| {
+        let admission = it.host.route.as_ref().map(|route| &route.admission);
+        it.users_file.is_some() || matches!(admission, Some(Admission::Tokens(_)))
+    };
+    if are_routes_built_in && let Some(host) = hosts.iter().find(asks_more) {
+        let message = format!(
+            "found {:?} with tokens or a users_file of its own, but the routes out of the box, below /agents/ and /services/, would lead to the same without asking for them; allowed is that with [[route]]s of your own, or with `route = []` at the top of the file",
+            host.host.name
+        );
+        return Err(source.wrong(&host.name_at, "name", message));
+    }
     let names = hosts.iter().map(|it| (it.host.name.as_str(), &it.name_at));
     source.no_repeats("name", names)?;
     let routes = hosts
@@ -179,7 +191,7 @@ fn with_users(mut route: Route, users_file: Option<PathBuf>) -> Result<Route> {
 
 /// Puts flags, environment, file and defaults together.
 ///
-/// Errors: as [`gateway`].
+/// Errors: as [`gateway()`].
 pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
     let (file, source): (file::Agent, _) = source::load(flags.config.as_deref())?;
     // Nobody's GET /ping may reach somebody's application.

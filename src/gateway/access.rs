@@ -11,9 +11,12 @@ use subtle::ConstantTimeEq;
 
 use super::attempts::Attempts;
 use super::settings::{Access, Admission, Route};
-use super::users::Users;
+use super::users::{TooBusy, Users};
 use crate::http::Failure;
 use crate::http::failure::Wanted;
+
+/// The longest password, in bytes.
+const MAX_PASSWORD: usize = 256;
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +59,7 @@ impl Gate {
         let own = route.and_then(|route| route.users.as_ref());
         let general = self.access.users.as_ref();
         // Where only some tokens count, whoever has a name here is not among them.
-        let is_general = matches!(admission, Admission::AnyToken);
+        let is_general = !matches!(admission, Admission::Tokens(_));
         Rule {
             admission,
             users: own.or(general.filter(|_| is_general)),
@@ -80,12 +83,11 @@ impl Gate {
             (false, None) => Wanted::Token,
             (false, Some(_)) => Wanted::Either,
         };
-        let shown = self.look(&rule, headers, wanted, peer);
-        match shown {
-            Ok(caller) => Ok(caller),
+        match self.look(&rule, headers, wanted, peer) {
             // The field may be the upstream's then.
+            Err(Failure::TooManyAttempts) => Err(Failure::TooManyAttempts),
             Err(_) if *rule.admission == Admission::Public => Ok(Caller::Anybody),
-            Err(failure) => Err(failure),
+            looked => looked,
         }
     }
 
@@ -107,11 +109,25 @@ impl Gate {
         if let Some(name) = users.known(&name, &password) {
             return Ok(Caller::Known(name));
         }
-        // Before the hash, which is made to take its time.
-        self.check_attempts(rule, headers, peer)?;
+        // Where nobody is asked, only what is ours is looked at, so that it stays here.
+        if *rule.admission == Admission::Public && !users.has(&name) {
+            return Err(nothing());
+        }
+        // Before the hash, which is made to take its time: those who guess all at once count too.
+        let address = self.address(headers, peer);
+        if !self.attempts.take(address, Instant::now()) {
+            return Err(Failure::TooManyAttempts);
+        }
         match users.verify(&name, &password) {
-            Some(name) => Ok(Caller::Known(name)),
-            None => Err(self.wrong(rule, headers, peer, Failure::WrongPassword)),
+            Ok(Some(name)) => {
+                self.attempts.give_back(address, Instant::now());
+                Ok(Caller::Known(name))
+            }
+            Ok(None) => {
+                self.note_wrong(address);
+                Err(Failure::WrongPassword)
+            }
+            Err(TooBusy) => Err(Failure::TooManyAttempts),
         }
     }
 
@@ -134,40 +150,22 @@ impl Gate {
                 Err(Failure::WrongToken(name.to_owned()))
             }
             (Some(name), _) => Ok(Caller::Known(name)),
+            // It may be the upstream's.
+            (None, Admission::Public) => Err(Failure::UnknownToken),
             (None, _) => {
-                self.check_attempts(rule, headers, peer)?;
-                Err(self.wrong(rule, headers, peer, Failure::UnknownToken))
+                let address = self.address(headers, peer);
+                if !self.attempts.take(address, Instant::now()) {
+                    return Err(Failure::TooManyAttempts);
+                }
+                self.note_wrong(address);
+                Err(Failure::UnknownToken)
             }
         }
     }
 
-    fn check_attempts(
-        &self,
-        rule: &Rule<'_>,
-        headers: &HeaderMap,
-        peer: SocketAddr,
-    ) -> Result<(), Failure> {
-        let may = *rule.admission == Admission::Public
-            || self
-                .attempts
-                .may(self.address(headers, peer), Instant::now());
-        may.then_some(()).ok_or(Failure::TooManyAttempts)
-    }
-
-    // Counts it, where it keeps somebody out.
-    fn wrong(
-        &self,
-        rule: &Rule<'_>,
-        headers: &HeaderMap,
-        peer: SocketAddr,
-        failure: Failure,
-    ) -> Failure {
-        if *rule.admission != Admission::Public {
-            let address = self.address(headers, peer);
-            let total = self.attempts.failed(address, Instant::now());
-            log::warn!("wrong credentials from {address}, {total} so far from anybody");
-        }
-        failure
+    fn note_wrong(&self, address: IpAddr) {
+        let total = self.attempts.failed();
+        log::warn!("wrong credentials from {address}, {total} so far from anybody");
     }
 
     // Who sends it: behind a trusted proxy, whom that names.
@@ -192,6 +190,10 @@ fn shown(headers: &HeaderMap) -> Option<(&str, &str)> {
 fn name_and_password(encoded: &str) -> Option<(String, String)> {
     let decoded = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
     let (name, password) = decoded.split_once(':')?;
+    // The time that a hash takes grows with what is hashed.
+    if password.len() > MAX_PASSWORD {
+        return None;
+    }
     Some((name.to_owned(), password.to_owned()))
 }
 
@@ -337,7 +339,10 @@ mod tests {
             (&own, "dora:secret", Ok("dora")),
             (&own, "carla:secret", Err(401)),
             (&bens, "carla:secret", Err(401)),
+            // What is ours stays here; what isn't may be the upstream's.
             (&public, "carla:other", Ok("")),
+            (&public, "carla:secret", Ok("carla")),
+            (&public, "somebody:secret", Ok("")),
         ] {
             assert_eq!(
                 basic(&gate, route, pair),

@@ -25,15 +25,8 @@ struct State {
 }
 
 impl Attempts {
-    /// Whether this address may try.
-    pub fn may(&self, address: IpAddr, now: Instant) -> bool {
-        let state = lock(&self.0);
-        let used = state.used.get(&network(address)).copied();
-        used.is_none_or(|until| until <= now + ONE_MORE * (IN_A_ROW - 1))
-    }
-
-    /// It was wrong. Returns how often anybody was.
-    pub fn failed(&self, address: IpAddr, now: Instant) -> u64 {
+    /// Takes one of those that this address has; false: it has none.
+    pub fn take(&self, address: IpAddr, now: Instant) -> bool {
         let mut state = lock(&self.0);
         if state.used.len() >= MAX_ADDRESSES {
             state.used.retain(|_, until| *until > now);
@@ -43,7 +36,23 @@ impl Attempts {
             state.used.clear();
         }
         let until = state.used.entry(network(address)).or_insert(now);
-        *until = (*until).max(now) + ONE_MORE;
+        let used = (*until).max(now);
+        let may = used <= now + ONE_MORE * (IN_A_ROW - 1);
+        *until = if may { used + ONE_MORE } else { used };
+        may
+    }
+
+    /// It was right: that one does not count.
+    pub fn give_back(&self, address: IpAddr, now: Instant) {
+        let mut state = lock(&self.0);
+        if let Some(until) = state.used.get_mut(&network(address)) {
+            *until = until.checked_sub(ONE_MORE).unwrap_or(now);
+        }
+    }
+
+    /// It was wrong. Returns how often anybody was.
+    pub fn failed(&self) -> u64 {
+        let mut state = lock(&self.0);
         state.total += 1;
         state.total
     }
@@ -64,27 +73,35 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    fn taken(attempts: &Attempts, address: IpAddr, now: Instant) -> u32 {
+        let times = 0..2 * IN_A_ROW;
+        times.map(|_| u32::from(attempts.take(address, now))).sum()
+    }
+
     #[test]
     fn who_is_wrong_too_often_has_to_wait() {
         let attempts = Attempts::default();
         let now = Instant::now();
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        for number in 1..=u64::from(IN_A_ROW) {
-            assert!(attempts.may(one, now));
-            assert_eq!(attempts.failed(one, now), number);
+        assert_eq!(taken(&attempts, one, now), IN_A_ROW);
+        assert_eq!(taken(&attempts, one, now), 0);
+        assert_eq!(taken(&attempts, other, now), IN_A_ROW);
+        assert_eq!(taken(&attempts, one, now + ONE_MORE), 1);
+        attempts.give_back(one, now + ONE_MORE);
+        assert_eq!(taken(&attempts, one, now + ONE_MORE), 1);
+        let much_later = now + ONE_MORE * 3 * IN_A_ROW;
+        assert_eq!(taken(&attempts, one, much_later), IN_A_ROW);
+        assert_eq!([attempts.failed(), attempts.failed()], [1, 2]);
+    }
+
+    #[test]
+    fn who_is_right_never_waits() {
+        let attempts = Attempts::default();
+        let (one, now) = (IpAddr::from([192, 0, 2, 1]), Instant::now());
+        for _ in 0..5 * IN_A_ROW {
+            assert!(attempts.take(one, now));
+            attempts.give_back(one, now);
         }
-        assert!(!attempts.may(one, now));
-        assert!(attempts.may(other, now));
-        let later = now + ONE_MORE;
-        assert!(attempts.may(one, later));
-        attempts.failed(one, later);
-        assert!(!attempts.may(one, later));
-        let much_later = now + ONE_MORE * 2 * IN_A_ROW;
-        for _ in 0..IN_A_ROW {
-            assert!(attempts.may(one, much_later));
-            attempts.failed(one, much_later);
-        }
-        assert!(!attempts.may(one, much_later));
     }
 
     #[test]
@@ -93,14 +110,14 @@ mod tests {
         let now = Instant::now();
         for last in 0..IN_A_ROW {
             let address = format!("2001:db8:0:1::{last}").parse().unwrap();
-            attempts.failed(address, now);
+            assert!(attempts.take(address, now));
         }
-        assert!(!attempts.may("2001:db8:0:1:ffff::1".parse().unwrap(), now));
-        assert!(attempts.may("2001:db8:0:2::1".parse().unwrap(), now));
+        assert!(!attempts.take("2001:db8:0:1:ffff::1".parse().unwrap(), now));
+        assert!(attempts.take("2001:db8:0:2::1".parse().unwrap(), now));
         for last in 0..IN_A_ROW {
-            attempts.failed(format!("::ffff:192.0.2.{last}").parse().unwrap(), now);
+            attempts.take(format!("::ffff:192.0.2.{last}").parse().unwrap(), now);
         }
-        assert!(attempts.may([192, 0, 2, 1].into(), now));
+        assert!(attempts.take([192, 0, 2, 1].into(), now));
     }
 
     #[test]
@@ -109,7 +126,7 @@ mod tests {
         let now = Instant::now();
         for number in 0..2 * MAX_ADDRESSES {
             let number = u32::try_from(number).unwrap();
-            attempts.failed(IpAddr::from(number.to_be_bytes()), now);
+            attempts.take(IpAddr::from(number.to_be_bytes()), now);
             assert!(lock(&attempts.0).used.len() <= MAX_ADDRESSES);
         }
     }

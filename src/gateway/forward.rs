@@ -75,7 +75,8 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         return Err(Failure::Circle);
     }
     let own = carrier.router.prefix(number, request);
-    let prefix = prefix(request, own, carrier.gate.trusts(client.peer));
+    let trusted = carrier.gate.trusts(client.peer);
+    let prefix = prefix(request, own, trusted);
     let mut call = prepare(carrier, asked, topic, &prefix, upgrade.as_deref())?;
     if streams {
         let offer = carrier.inboxes.streams().offer();
@@ -100,7 +101,7 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     let response = called.and_then(|(reply, timing)| {
         let mut response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
         if carrier.router.routes()[number].rewrite {
-            outward(&mut response, request, &prefix);
+            outward(&mut response, request, &prefix, trusted);
         }
         Ok(Answer { response, timing })
     });
@@ -178,6 +179,8 @@ fn prepare(
         && let Some(host) = request.headers().get(header::HOST)
         && let Ok(host) = host.to_str()
     {
+        // An empty port is allowed (RFC 3986, section 3.2.3) and says nothing.
+        let host = host.strip_suffix(':').unwrap_or(host);
         properties.user.push((HOST.to_owned(), host.to_owned()));
     }
     if let Some(protocol) = upgrade {

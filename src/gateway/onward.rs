@@ -6,12 +6,12 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 
 use super::access::Caller;
-use super::outward::FORWARDED_PREFIX;
 use crate::http::{Request, RequestId, Response, X_REQUEST_ID};
 use crate::wire::fields::{remove_where, strip_hop_by_hop};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The name of the token that a request came with; the token itself stays here.
 const CALLER: HeaderName = HeaderName::from_static("x-recado-caller");

@@ -1,11 +1,10 @@
 //! An answer as its caller gets it, where what it asked for is below a path of this gateway. Pure.
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderName};
 
-use crate::http::reference::{Moves, is_below, is_same_authority, move_references};
+use super::onward::{FORWARDED_HOST, FORWARDED_PREFIX};
+use crate::http::reference::{Moves, Whose, is_below, is_same_authority, move_references};
 use crate::http::{Request, Response};
-
-pub(super) const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// The path below which whoever asks sees what is asked for, without a slash at its end: `own`, and before
 /// it what a proxy says that it has taken away, if that is `trusted`.
@@ -20,23 +19,28 @@ pub(super) fn prefix(request: &Request, own: &str, trusted: bool) -> String {
 }
 
 /// Brings what an answer says of its upstream under the prefix, and its cookies to the host that was asked
-/// for.
-pub(super) fn outward(response: &mut Response, request: &Request, prefix: &str) {
+/// for: here, and at a proxy before, if that is `trusted`.
+pub(super) fn outward(response: &mut Response, request: &Request, prefix: &str, trusted: bool) {
+    let field = |name: &HeaderName| request.headers().get(name)?.to_str().ok();
+    let forwarded = field(&FORWARDED_HOST).filter(|_| trusted);
+    let first = forwarded.and_then(|list| list.split(',').next());
     let outward = Outward {
         prefix,
-        host: host(request.headers()),
+        hosts: [field(&header::HOST), first.map(str::trim)],
     };
     move_references(response.headers_mut(), &outward);
 }
 
-fn host(headers: &HeaderMap) -> &str {
-    let host = headers.get(header::HOST).and_then(|it| it.to_str().ok());
-    host.unwrap_or_default()
-}
-
 struct Outward<'a> {
     prefix: &'a str,
-    host: &'a str,
+    // What the caller may have asked for.
+    hosts: [Option<&'a str>; 2],
+}
+
+impl Outward<'_> {
+    fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().copied().flatten()
+    }
 }
 
 impl Moves for Outward<'_> {
@@ -45,18 +49,23 @@ impl Moves for Outward<'_> {
         (!is_below(path, self.prefix)).then(|| format!("{}{path}", self.prefix))
     }
 
-    fn is_own(&self, scheme: Option<&str>, authority: &str) -> bool {
-        is_same_authority(scheme.unwrap_or("http"), authority, self.host)
-    }
-
-    fn keeps_authority(&self) -> bool {
-        true
+    fn whose(&self, scheme: Option<&str>, authority: &str) -> Whose {
+        let scheme = scheme.unwrap_or("http");
+        match self
+            .hosts()
+            .any(|host| is_same_authority(scheme, authority, host))
+        {
+            true => Whose::Own,
+            false => Whose::Other,
+        }
     }
 
     // A wider one would reach others, whose owners could take what is in the cookie.
     fn keeps_domain(&self, domain: &str) -> bool {
-        let name = self.host.split(':').next().unwrap_or_default();
-        domain.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name))
+        self.hosts().any(|host| {
+            let name = host.split(':').next().unwrap_or_default();
+            domain.eq_ignore_ascii_case(name.strip_suffix('.').unwrap_or(name))
+        })
     }
 }
 
@@ -98,11 +107,45 @@ mod tests {
             let value = HeaderValue::from_static(value);
             response.headers_mut().append(name, value);
         }
-        outward(&mut response, &request, "");
+        outward(&mut response, &request, "", false);
         assert_eq!(response.headers()["location"], "/login");
         let cookies = response.headers().get_all(header::SET_COOKIE).iter();
         let cookies: Vec<_> = cookies.collect();
         let expected = ["a=b; Path=/; Domain=.shed.example.org", "a=b; Path=/"];
         assert_eq!(cookies, expected);
+    }
+
+    #[test]
+    fn the_host_before_a_trusted_proxy_is_the_callers_too() {
+        let mut request = Request::default();
+        for (name, value) in [
+            ("host", "127.0.0.1:5000"),
+            ("x-forwarded-host", "shop.example, inner"),
+        ] {
+            let value = HeaderValue::from_static(value);
+            request.headers_mut().insert(name, value);
+        }
+        for (trusted, location, cookie) in [
+            (
+                true,
+                "https://shop.example/agents/py/login",
+                "a=b; Domain=shop.example",
+            ),
+            (false, "https://shop.example/login", "a=b"),
+        ] {
+            let mut response = Response::default();
+            let headers = response.headers_mut();
+            headers.insert(
+                "location",
+                HeaderValue::from_static("https://shop.example/login"),
+            );
+            headers.insert(
+                "set-cookie",
+                HeaderValue::from_static("a=b; Domain=shop.example"),
+            );
+            outward(&mut response, &request, "/agents/py", trusted);
+            assert_eq!(response.headers()["location"], location);
+            assert_eq!(response.headers()["set-cookie"], cookie);
+        }
     }
 }

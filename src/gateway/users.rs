@@ -5,11 +5,14 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha_crypt::{PasswordVerifier, ShaCrypt};
 
 use crate::base::threads::lock;
 
+/// How many passwords wait to be checked, or are, at a time.
+const MAX_WAITING: usize = 8;
 /// How many verified pairs are remembered.
 const MAX_KNOWN: usize = 1024;
 
@@ -84,9 +87,14 @@ pub struct Users {
     // with keys of this process: nothing that could be guessed at leisure.
     known: Mutex<HashSet<[u64; 2]>>,
     seeds: [RandomState; 2],
-    // One at a time: whoever guesses gets one processor at the most.
+    // One at a time: whoever guesses gets one processor at the most, and few connections.
     turn: Mutex<()>,
+    waiting: AtomicUsize,
 }
+
+/// There are as many who wait for their passwords to be checked as there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooBusy;
 
 impl Users {
     /// Those of a file.
@@ -97,6 +105,7 @@ impl Users {
             known: Mutex::default(),
             seeds: Default::default(),
             turn: Mutex::default(),
+            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -121,9 +130,23 @@ impl Users {
         self.names().find(|it| *it == name)
     }
 
+    /// Whether somebody has this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.names().any(|it| it == name)
+    }
+
     /// The user with this name and password. Takes the time that the hash is made to take, whether there
     /// is such a name or not.
-    pub fn verify(&self, name: &str, password: &str) -> Option<&str> {
+    ///
+    /// Errors: too many wait for that.
+    pub fn verify(&self, name: &str, password: &str) -> Result<Option<&str>, TooBusy> {
+        let before = self.waiting.fetch_add(1, Ordering::SeqCst);
+        let verified = (before < MAX_WAITING).then(|| self.check(name, password));
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        verified.ok_or(TooBusy)
+    }
+
+    fn check(&self, name: &str, password: &str) -> Option<&str> {
         let _turn = lock(&self.turn);
         let user = self.users.iter().find(|user| user.name == name);
         let checked = user.or(self.users.first())?.checks(password)?;
@@ -158,12 +181,34 @@ mod tests {
             let user = User::read(&format!("anna:{hash}")).unwrap();
             let users = Users::new("x".into(), vec![user]);
             assert_eq!(users.known("anna", "secret"), None);
-            assert_eq!(users.verify("anna", "Secret"), None);
-            assert_eq!(users.verify("anne", "secret"), None);
-            assert_eq!(users.verify("anna", "secret"), Some("anna"), "{hash}");
+            assert_eq!(users.verify("anna", "Secret"), Ok(None));
+            assert_eq!(users.verify("anne", "secret"), Ok(None));
+            assert_eq!(users.verify("anna", "secret"), Ok(Some("anna")), "{hash}");
             assert_eq!(users.known("anna", "secret"), Some("anna"));
             assert_eq!(users.known("anna", "Secret"), None);
         }
+    }
+
+    #[test]
+    fn only_a_few_wait_for_the_hashes() {
+        let users = Users::new(
+            "x".into(),
+            vec![User::read(&format!("anna:{BCRYPT}")).unwrap()],
+        );
+        let turn = lock(&users.turn);
+        std::thread::scope(|scope| {
+            let verify = || users.verify("anna", "secret");
+            let waiting: Vec<_> = (0..MAX_WAITING).map(|_| scope.spawn(verify)).collect();
+            while users.waiting.load(Ordering::SeqCst) < MAX_WAITING {
+                std::thread::yield_now();
+            }
+            assert_eq!(verify(), Err(TooBusy));
+            drop(turn);
+            for thread in waiting {
+                assert_eq!(thread.join().unwrap(), Ok(Some("anna")));
+            }
+            assert_eq!(verify(), Ok(Some("anna")));
+        });
     }
 
     #[test]

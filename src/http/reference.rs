@@ -9,15 +9,22 @@ pub trait Moves {
     /// The path for another path, query and fragment included; none: it stays as it is.
     fn path(&self, path: &str) -> Option<String>;
 
-    /// Whether a reference to this scheme and authority is one to the upstream itself. A reference
-    /// without a scheme has that of its reader.
-    fn is_own(&self, scheme: Option<&str>, authority: &str) -> bool;
-
-    /// Whether scheme and authority stay, where the reference is one to the upstream itself.
-    fn keeps_authority(&self) -> bool;
+    /// Whose a reference to this scheme and authority is. One without a scheme has that of its reader.
+    fn whose(&self, scheme: Option<&str>, authority: &str) -> Whose;
 
     /// Whether a cookie may be for this domain.
     fn keeps_domain(&self, domain: &str) -> bool;
+}
+
+/// Whose a reference is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Somebody else's.
+    Other,
+    /// The upstream's own, by a scheme and an authority that hold for its reader.
+    Own,
+    /// The upstream's own, by an address that nobody else has: that goes.
+    Hidden,
 }
 
 const FIELDS: [HeaderName; 2] = [header::LOCATION, header::CONTENT_LOCATION];
@@ -51,6 +58,10 @@ pub fn move_references(headers: &mut HeaderMap, moves: &impl Moves) {
 // None: it stays as it is.
 fn moved_reference(text: &str, moves: &impl Moves) -> Option<String> {
     let text = text.trim();
+    // Browsers leave them out, so what stands before and behind them comes together.
+    if text.contains('\t') {
+        return None;
+    }
     let (scheme, rest) = match text.split_once("//") {
         Some(("", rest)) => (None, rest),
         Some((scheme, rest)) => match scheme.strip_suffix(':') {
@@ -61,7 +72,8 @@ fn moved_reference(text: &str, moves: &impl Moves) -> Option<String> {
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    if !moves.is_own(scheme, authority) {
+    let whose = moves.whose(scheme, authority);
+    if whose == Whose::Other {
         return None;
     }
     let path = match path.starts_with('/') {
@@ -69,9 +81,9 @@ fn moved_reference(text: &str, moves: &impl Moves) -> Option<String> {
         false => format!("/{path}"),
     };
     let moved = moves.path(&path).unwrap_or(path);
-    match moves.keeps_authority() {
-        true => Some(format!("{}{moved}", &text[..text.len() - rest.len() + end])),
-        false => no_authority(moved),
+    match whose {
+        Whose::Own => Some(format!("{}{moved}", &text[..text.len() - rest.len() + end])),
+        _ => no_authority(moved),
     }
 }
 
@@ -156,12 +168,11 @@ mod tests {
             (!is_below(path, self.0)).then(|| format!("{}{path}", self.0))
         }
 
-        fn is_own(&self, _: Option<&str>, authority: &str) -> bool {
-            is_same_authority("http", authority, "gate.example:80")
-        }
-
-        fn keeps_authority(&self) -> bool {
-            true
+        fn whose(&self, _: Option<&str>, authority: &str) -> Whose {
+            match is_same_authority("http", authority, "gate.example:80") {
+                true => Whose::Own,
+                false => Whose::Other,
+            }
         }
 
         fn keeps_domain(&self, domain: &str) -> bool {
@@ -182,13 +193,12 @@ mod tests {
             }
         }
 
-        fn is_own(&self, scheme: Option<&str>, authority: &str) -> bool {
-            scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"))
-                && is_same_authority("http", authority, "10.0.0.1:8080")
-        }
-
-        fn keeps_authority(&self) -> bool {
-            false
+        fn whose(&self, scheme: Option<&str>, authority: &str) -> Whose {
+            let is_http = scheme.is_none_or(|scheme| scheme.eq_ignore_ascii_case("http"));
+            match is_http && is_same_authority("http", authority, "10.0.0.1:8080") {
+                true => Whose::Hidden,
+                false => Whose::Other,
+            }
         }
 
         fn keeps_domain(&self, _: &str) -> bool {
@@ -264,6 +274,7 @@ mod tests {
             // It would be another authority.
             ("/app//evil.example/x", "/app//evil.example/x"),
             ("/app/\\evil.example/x", "/app/\\evil.example/x"),
+            ("/app/\t/evil.example", "/app/\t/evil.example"),
             (
                 "http://10.0.0.1:8080/app//evil/x",
                 "http://10.0.0.1:8080/app//evil/x",

@@ -46,12 +46,12 @@ impl Connection {
 
     /// How long a read may take; none: for ever.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.socket.set_read_timeout(timeout)
+        self.socket.set_read_timeout(timeout.map(not_nothing))
     }
 
     /// How long a write may take; none: for ever.
     pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.socket.set_write_timeout(timeout)
+        self.socket.set_write_timeout(timeout.map(not_nothing))
     }
 
     /// Sends what the other side takes at once, of these bytes and of those that are still on their way
@@ -106,6 +106,11 @@ impl Connection {
     }
 }
 
+// The system counts in microseconds, and takes none of them for no time-out.
+fn not_nothing(timeout: Duration) -> Duration {
+    timeout.max(Duration::from_micros(1))
+}
+
 impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
@@ -136,5 +141,26 @@ impl Write for &Connection {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_moment_is_not_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let connection = Connection::plain(stream);
+        for nanos in [0, 1, 999, 1000] {
+            let moment = Some(Duration::from_nanos(nanos));
+            connection.set_read_timeout(moment).unwrap();
+            assert!(connection.socket().read_timeout().unwrap().is_some());
+            connection.set_write_timeout(moment).unwrap();
+            assert!(connection.socket().write_timeout().unwrap().is_some());
+        }
     }
 }

@@ -2,12 +2,11 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use http::Uri;
-use socket2::Socket;
+use socket2::{Domain, SockAddr, Socket, Type};
 use ureq::unversioned::resolver::DefaultResolver;
 
 use super::connection::Connection;
@@ -63,9 +62,7 @@ impl Dialer {
         deadline: Instant,
     ) -> io::Result<Connection> {
         if let Way::Unix(path) = &self.way {
-            let stream = UnixStream::connect(path);
-            let named = |error| refused(format!("{}: {error}", path.display()));
-            return Ok(Connection::plain(stream.map_err(named)?));
+            return connect_unix(path, deadline).map(Connection::plain);
         }
         let stream = self.resolver.connect(uri, addresses, deadline)?;
         stream.set_nodelay(true)?;
@@ -78,6 +75,18 @@ impl Dialer {
             Err(error) if is_timeout(&error) => Err(error),
             Err(error) => Err(refused(describe(&error.to_string()))),
         }
+    }
+}
+
+// The listener may be so busy that it takes nobody for now.
+fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(left.max(Duration::from_millis(1))))?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Ok(()) => socket.set_write_timeout(None).map(|()| socket),
+        Err(error) if is_timeout(&error) => Err(ErrorKind::TimedOut.into()),
+        Err(error) => Err(refused(format!("{}: {error}", path.display()))),
     }
 }
 
@@ -97,4 +106,32 @@ fn describe(reason: &str) -> String {
         _ => "",
     };
     format!("no TLS connection: {reason}{advice}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_socket_that_takes_nobody_is_given_up() {
+        let path = std::env::temp_dir().join(format!("recado-busy-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            let deadline = Instant::now() + Duration::from_millis(50);
+            match connect_unix(&path, deadline) {
+                Ok(socket) => waiting.push(socket),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 100_000, "it takes everybody");
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        drop(listener);
+        let error = connect_unix(&path, Instant::now()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -102,6 +102,10 @@ impl Tcp {
     fn new(stream: Connection, exchange: Exchange) -> Result<Tcp, Error> {
         let stream = Arc::new(stream);
         *lock(&exchange.socket) = Arc::downgrade(&stream);
+        // Whoever gave up while it was being made found nothing to end.
+        if exchange.is_cut.load(Ordering::SeqCst) {
+            return Err(io::Error::from(ErrorKind::ConnectionAborted).into());
+        }
         Ok(Tcp {
             stream,
             buffers: Elastic::new(exchange.room.clone()),
@@ -153,7 +157,17 @@ impl Tcp {
             Err(error) => return Err(Error::Io(error.into())),
         }
         if polled[0].revents().contains(PollFlags::IN) {
+            self.read_early(early)?;
+        }
+        Ok(())
+    }
+
+    fn read_early(&mut self, early: &mut Early) -> Result<(), Error> {
+        loop {
             let target = self.buffers.input_append_buf();
+            if target.is_empty() {
+                return Ok(());
+            }
             // There is something, so this does not block. An error comes again in the next send.
             let count = match self.stream.try_read(target) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -164,8 +178,11 @@ impl Tcp {
             if let Some((_, head)) = self.find_head()? {
                 early.answer = Some((head.status, Instant::now()));
             }
+            // What is left in a TLS session makes its socket no more readable.
+            if count == 0 || early.answer.is_some() || !self.stream.is_tls() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     // The head of the answer, if it is there; what only informs is passed over.

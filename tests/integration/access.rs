@@ -104,7 +104,7 @@ const CARLA: &str = "carla:$2y$04$6td68BC1b0cuF7kEW5R8Q.Eg/0QXQ6oEokGO1rF832yfCi
 fn a_browser_asks_for_name_and_password() {
     let users = TempFile::new(&format!("# who may come in\n{CARLA}\n"));
     let settings = format!(
-        "[[host]]\nname = \"*.localhost\"\nusers_file = {:?}\n[[host]]\nname = \"open.example\"\nagent = \"demo\"",
+        "route = []\n[[host]]\nname = \"*.localhost\"\nusers_file = {:?}\n[[host]]\nname = \"open.example\"\nagent = \"demo\"",
         users.path()
     );
     let broker = TestBroker::start(Kind::Embedded);
@@ -148,6 +148,8 @@ fn a_browser_asks_for_name_and_password() {
         assert!(text.contains("x-recado-caller: \"carla\"\n"), "{text}");
         assert!(!text.contains("authorization"), "{text}");
     }
+    // Nor is there a way around.
+    assert_eq!(get(gateway.address(), "/agents/demo/x").status, 404);
     // Where nobody is asked, the field is the application's.
     let own = ask_as("open.example", credentials);
     assert!(
@@ -159,6 +161,36 @@ fn a_browser_asks_for_name_and_password() {
     gateway.stop().unwrap();
     agent.stop().unwrap();
     stop(upstream);
+}
+
+#[test]
+fn a_name_that_asks_can_not_be_walked_around() {
+    let users = TempFile::new(CARLA);
+    let tokens = TempFile::new(&format!("anna {ANNA}\nben {BEN}\n"));
+    let name = "[[host]]\nname = \"shed.example\"\nagent = \"shed\"\n";
+    for (settings, is_fine) in [
+        (format!("{name}users_file = {:?}", users.path()), false),
+        (
+            format!("{}{name}tokens = [\"ben\"]", setting(&tokens)),
+            false,
+        ),
+        (
+            format!("route = []\n{name}users_file = {:?}", users.path()),
+            true,
+        ),
+        (
+            format!("[access]\nusers_file = {:?}\n{name}", users.path()),
+            true,
+        ),
+        (format!("{}{name}", setting(&tokens)), true),
+    ] {
+        let config = TempFile::new(&settings);
+        let mut command: Command = own_command("api_1");
+        command.args(["--check", "--config", config.path()]);
+        let (status, output) = Process::spawn(&mut command).wait();
+        assert_eq!(status.success(), is_fine, "{settings}: {output}");
+        assert!(is_fine || output.contains("route = []"), "{output}");
+    }
 }
 
 #[test]
@@ -175,7 +207,7 @@ fn a_bad_users_file_is_refused_without_showing_it() {
     ] {
         let users = TempFile::new(text);
         let own = format!(
-            "[[host]]\nname = \"*.localhost\"\nusers_file = {:?}",
+            "route = []\n[[host]]\nname = \"*.localhost\"\nusers_file = {:?}",
             users.path()
         );
         for settings in [format!("[access]\nusers_file = {:?}", users.path()), own] {
