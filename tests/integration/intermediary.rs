@@ -7,27 +7,18 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::http::{Answer, Connection};
 use crate::support::upstream::RawUpstream;
-use crate::support::{Kind, TestBroker, gateway_settings, start_agent, start_gateway_with};
+use crate::support::{Kind, TestBroker, gateway_settings_of, start_agent, start_gateway_with};
+
+type Lines = &'static [&'static str];
 
 enum Proof {
     /// This request arrives with these lines, and without these beginnings of lines.
-    Arrives(
-        &'static str,
-        &'static [&'static str],
-        &'static [&'static str],
-    ),
+    Arrives(&'static str, Lines, Lines),
     /// This request gets this status, with these lines, and never arrives.
-    Refused(&'static str, u16, &'static [&'static str]),
+    Refused(&'static str, u16, Lines),
     /// This answer of the upstream to this method arrives with this status, these lines, this body,
     /// and without these beginnings of lines.
-    Comes(
-        &'static str,
-        &'static str,
-        u16,
-        &'static [&'static str],
-        &'static str,
-        &'static [&'static str],
-    ),
+    Comes(&'static str, &'static str, u16, Lines, &'static str, Lines),
     /// This case of hostile_http.txt.
     Case(&'static str),
 }
@@ -435,9 +426,7 @@ fn what_an_intermediary_must_do_is_done() {
     });
     let broker = TestBroker::start(Kind::Embedded);
     let agent = start_agent(&broker, upstream.address());
-    let mut settings = gateway_settings(&broker.url());
-    settings.via = true;
-    let gateway = start_gateway_with(settings);
+    let gateway = start_gateway_with(gateway_settings_of(&broker.url(), "via = true"));
     let exchange = |bytes: &str, is_head: bool| -> Answer {
         let mut client = Connection::open(gateway.address());
         client.send(bytes.as_bytes());

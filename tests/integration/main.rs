@@ -11,6 +11,8 @@ mod support;
 
 /// Who may call api_1, and what the other side learns of it.
 mod access;
+/// Rights that are missing at the broker.
+mod access_lists;
 /// Brokers that lack something, or refuse.
 mod brokers;
 /// Everything that can fail, at random, under load.
@@ -51,6 +53,8 @@ mod odd_messages;
 mod old_peers;
 /// Upstreams that are reached by other ways than plain TCP.
 mod other_upstreams;
+/// Messages of such bodies that overtake each other on the way.
+mod reordering;
 /// A broker with TLS, passwords and an access list: the files in `config/`.
 mod secure_broker;
 /// What an agent's services let through, share and execute once.
