@@ -4,15 +4,19 @@ use std::process::ExitCode;
 
 use recado::agent::Agent;
 use recado::config;
+use recado::tools::health;
 use recado::{cli, service};
 
 fn main() -> ExitCode {
     cli::run(|flags: cli::Agent| {
-        let settings = config::agent(&flags)?;
+        if flags.health {
+            return cli::print(health::ask(&config::agent(&flags)?)?);
+        }
         if flags.check {
+            let settings = config::agent(&flags)?;
             Agent::check(&settings)?;
             return cli::print(&settings);
         }
-        service::run(|| Agent::start(settings), Agent::stop)
+        service::run(|| config::agent(&flags), Agent::start)
     })
 }

@@ -8,11 +8,11 @@ use recado::{cli, service};
 
 fn main() -> ExitCode {
     cli::run(|flags: cli::Api1| {
-        let settings = config::gateway(&flags)?;
         if flags.check {
+            let settings = config::gateway(&flags)?;
             Gateway::check(&settings)?;
             return cli::print(&settings);
         }
-        service::run(|| Gateway::start(settings), Gateway::stop)
+        service::run(|| config::gateway(&flags), Gateway::start)
     })
 }

@@ -8,6 +8,6 @@ use recado::{cli, config, service};
 fn main() -> ExitCode {
     cli::run(|flags: cli::Api2| {
         let address = config::listen_address(&flags.listen)?;
-        service::run(|| Backend::start(address), Backend::stop)
+        service::run(|| Ok(()), |()| Backend::start(address))
     })
 }

@@ -8,12 +8,6 @@ use recado::{cli, config, service};
 fn main() -> ExitCode {
     cli::run(|flags: cli::Broker| {
         let address = config::listen_address(&flags.listen)?;
-        service::run(
-            || Broker::start(address),
-            |broker| {
-                drop(broker);
-                Ok(())
-            },
-        )
+        service::run(|| Ok(()), |()| Broker::start(address))
     })
 }

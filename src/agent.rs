@@ -8,15 +8,19 @@ mod age;
 mod allow;
 mod announcer;
 mod executor;
+mod figures;
 mod intake;
 mod job;
 mod origin;
 mod outcome;
 mod repeats;
 mod reply;
+mod reports;
 mod service;
 mod settings;
 mod terms;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 pub use service::Agent;

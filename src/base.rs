@@ -6,10 +6,14 @@ pub mod budget;
 pub mod clock;
 pub mod connect;
 pub mod error;
+mod flood;
+mod json_lines;
 pub mod logging;
 #[cfg(feature = "tls")]
 pub(crate) mod pem;
 pub mod pool;
+pub mod supervisor;
 pub mod threads;
 pub mod topic;
+pub mod version;
 mod writer;

@@ -11,33 +11,55 @@ use clap::Parser;
 
 use crate::base::error::{Error, Result};
 use crate::base::topic::{Id, Topic, TopicFilter};
+use crate::base::version;
 use crate::front::FrontKind;
 
-macro_rules! log_variable {
+macro_rules! log_variables {
     () => {
         "Variables:
-  RECADO_LOG  The level of log lines: off, error, warn, info, debug or trace [default: info]"
+  RECADO_LOG  The level of log lines: off, error, warn, info, debug or trace [default: info]
+  RECADO_LOG_FORMAT
+              How they look: text, or json, an object each [default: text]"
+    };
+}
+
+macro_rules! login_variables {
+    () => {
+        "
+  RECADO_MQTT_USERNAME, RECADO_MQTT_PASSWORD, RECADO_MQTT_PASSWORD_FILE
+              Who this program is to the broker
+  RECADO_TLS_CA_FILE, RECADO_TLS_CERTIFICATE_FILE, RECADO_TLS_KEY_FILE
+              The certificates for mqtts://"
+    };
+}
+
+macro_rules! exit_codes {
+    () => {
+        "\nExit codes: 0 done, 1 failed, 2 usage"
     };
 }
 
 /// What `--help` says of the variables that no flag has.
-const LOG: &str = log_variable!();
+const LOG: &str = concat!(log_variables!(), "\n", exit_codes!());
 
 /// The same for what connects to a broker.
-const LOG_AND_LOGIN: &str = concat!(
-    log_variable!(),
-    "
-  RECADO_MQTT_USERNAME, RECADO_MQTT_PASSWORD, RECADO_MQTT_PASSWORD_FILE
-              Who this program is to the broker
-  RECADO_TLS_CA_FILE, RECADO_TLS_CERTIFICATE_FILE, RECADO_TLS_KEY_FILE
-              The certificates for mqtts://
+const LOG_AND_LOGIN: &str = concat!(log_variables!(), login_variables!(), "\n", exit_codes!());
 
-Exit codes: 0 done, 1 failed, 2 usage"
+/// The same for what goes on with other settings when it is told to.
+const SERVICE: &str = concat!(
+    log_variables!(),
+    login_variables!(),
+    "
+  NOTIFY_SOCKET
+              Where systemd wants to be told how this is (Type=notify)
+
+Signals: SIGHUP reads the settings again, SIGTERM and SIGINT stop in order",
+    exit_codes!()
 );
 
 /// The gateway: answers HTTP requests with what an agent behind an MQTT broker replies.
 #[derive(Debug, Default, Parser)]
-#[command(name = "api_1", version, after_help = LOG_AND_LOGIN)]
+#[command(name = "api_1", version = version::WHOLE, after_help = SERVICE)]
 pub struct Api1 {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -68,7 +90,7 @@ pub struct Api1 {
 
 /// The demo service behind the agent: answers ping with pong.
 #[derive(Debug, Parser)]
-#[command(name = "api_2", version, after_help = LOG)]
+#[command(name = "api_2", version = version::WHOLE, after_help = LOG)]
 pub struct Api2 {
     /// Listen for HTTP on this address; port 0 takes a free one
     #[arg(
@@ -83,7 +105,7 @@ pub struct Api2 {
 
 /// The agent: takes requests from an MQTT broker, calls an HTTP service, publishes the replies.
 #[derive(Debug, Default, Parser)]
-#[command(name = "agent", version, after_help = LOG_AND_LOGIN)]
+#[command(name = "agent", version = version::WHOLE, after_help = SERVICE)]
 pub struct Agent {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -110,6 +132,9 @@ pub struct Agent {
     /// The name of this agent [default: demo]
     #[arg(long, value_name = "NAME")]
     pub id: Option<String>,
+    /// Ask the running agent with these settings how it is, through the broker, and exit: 0 well, 1 not
+    #[arg(long, conflicts_with = "check")]
+    pub health: bool,
     /// Check the settings, print what would be used, and exit
     #[arg(long)]
     pub check: bool,
@@ -117,7 +142,7 @@ pub struct Agent {
 
 /// The smallest subscriber: prints the messages that reach a topic filter.
 #[derive(Debug, Parser)]
-#[command(name = "client_a", version, after_help = LOG_AND_LOGIN)]
+#[command(name = "client_a", version = version::WHOLE, after_help = LOG_AND_LOGIN)]
 pub struct ClientA {
     /// The MQTT broker [default: mqtt://127.0.0.1:1883]
     #[arg(
@@ -144,7 +169,7 @@ pub struct ClientA {
 
 /// The smallest publisher: sends one message and makes sure that the broker has it.
 #[derive(Debug, Parser)]
-#[command(name = "client_b", version, after_help = LOG_AND_LOGIN)]
+#[command(name = "client_b", version = version::WHOLE, after_help = LOG_AND_LOGIN)]
 pub struct ClientB {
     /// The MQTT broker [default: mqtt://127.0.0.1:1883]
     #[arg(
@@ -170,7 +195,7 @@ pub struct ClientB {
 
 /// An embedded MQTT broker, for development and tests.
 #[derive(Debug, Parser)]
-#[command(name = "broker", version, after_help = LOG)]
+#[command(name = "broker", version = version::WHOLE, after_help = LOG)]
 pub struct Broker {
     /// Listen for MQTT 3.1.1 and 5 on this address; port 0 takes a free one
     #[arg(

@@ -19,12 +19,13 @@ pub mod pending;
 mod presence;
 mod probe;
 mod router;
+mod seen;
 mod service;
 mod settings;
 mod table;
 mod template;
-mod timing;
 mod users;
+mod views;
 
 pub use service::Gateway;
 pub use settings::{

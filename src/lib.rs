@@ -42,6 +42,7 @@ pub mod front;
 pub mod gateway;
 pub mod http;
 pub mod link;
+pub mod monitor;
 pub mod service;
 pub mod stream;
 pub mod tools;

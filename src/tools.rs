@@ -4,3 +4,4 @@ pub mod backend;
 #[cfg(feature = "broker")]
 pub mod broker;
 pub mod clients;
+pub mod health;

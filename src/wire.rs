@@ -7,6 +7,7 @@ pub mod json;
 pub mod message;
 pub mod presence;
 pub mod reply;
+pub mod stats;
 pub mod stream;
 
 pub use message::{BadProperty, Correlation, Message, Properties, Qos, packet_limit, whole_bytes};

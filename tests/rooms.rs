@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The rooms, as `src/lib.rs` tells them.
-const ROOMS: [&str; 13] = [
-    "base", "wire", "http", "link", "stream", "front", "upstream", "gateway", "agent", "cli",
-    "config", "tools", "service",
+const ROOMS: [&str; 14] = [
+    "base", "wire", "http", "link", "stream", "front", "upstream", "monitor", "gateway", "agent",
+    "cli", "config", "tools", "service",
 ];
 
 /// A file of `src`: the names of its module below the crate, and what it says without comments.

@@ -83,6 +83,9 @@ impl Announcer {
                 topics,
                 instance: instance.to_string(),
                 refresh_s: Some(settings.presence_refresh.as_secs()),
+                stats_ms: Some(
+                    u64::try_from(settings.stats.unwrap_or_default().as_millis()).unwrap_or(0),
+                ),
                 denied: Vec::new(),
                 streams: false,
                 leaving: false,
@@ -284,7 +287,12 @@ impl Announcer {
     fn announce(&self, publisher: &Publisher, now: Moment) {
         let payload = self.payload(now);
         let offer = publisher.offer();
-        let wished = self.message(payload);
+        let is_goodbye = payload.is_empty();
+        let mut wished = self.message(payload);
+        if is_goodbye {
+            let goodbye = (presence::GOODBYE.to_owned(), "1".to_owned());
+            wished.properties.user.push(goodbye);
+        }
         let sent = publisher.publish(
             Message {
                 qos: wished.qos.min(offer.max_qos),

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::allow::Filter;
 use super::job::Job;
 use super::origin::{outward, set_host};
+use super::outcome::{Asked, Executed};
 use super::settings::{AgentSettings, HttpMode, ServiceMode};
 use super::upload::{NotExchanged, Upload};
 use crate::base::error::Result;
@@ -48,6 +49,16 @@ impl Executor {
         &self.settings
     }
 
+    /// Looks whether the upstream of a service takes connections.
+    ///
+    /// Errors: it does not, within this time; why.
+    pub fn reach(&self, service: usize, time: Duration) -> std::result::Result<(), String> {
+        let url = self.settings.services[service].upstream.url.join("/");
+        let uri = url.parse().map_err(|error| format!("{url:?}: {error}"))?;
+        let reached = self.upstreams[service].reach(&uri, time);
+        reached.map_err(|error| error.to_string())
+    }
+
     /// Executes a request within the time that is left for it.
     ///
     /// Errors: what its caller is to be told, and what the log is to call the request.
@@ -55,7 +66,7 @@ impl Executor {
         &self,
         job: &Job,
         left: Duration,
-    ) -> std::result::Result<Response, (String, Failure)> {
+    ) -> std::result::Result<Executed, (Asked, Failure)> {
         match &self.settings.services[job.service].mode {
             ServiceMode::Json { .. } => self.execute_json(job, left),
             ServiceMode::Http(mode) => self.execute_http(job, mode, left),
@@ -66,13 +77,17 @@ impl Executor {
         &self,
         job: &Job,
         left: Duration,
-    ) -> std::result::Result<Response, (String, Failure)> {
+    ) -> std::result::Result<Executed, (Asked, Failure)> {
         let payload = &job.message.payload;
         let id = job.message.properties.user(REQUEST_ID);
         let id = id.and_then(|id| HeaderValue::try_from(id).ok());
         let id = RequestId::given(id.as_ref());
         // Not the payload: what it holds is for the level info.
-        let failed = |failure| (format!("{} ({})", job.message.topic, name(&id)), failure);
+        let asked = |words: String| Asked {
+            words,
+            id: name(&id).to_owned(),
+        };
+        let failed = |failure| (asked(job.message.topic.clone()), failure);
         self.check_size(payload).map_err(failed)?;
         if let Err(error) = serde_json::from_slice::<&RawValue>(payload) {
             let flaw = format!("the request is not JSON: {error}");
@@ -90,15 +105,15 @@ impl Executor {
         let answer = self.call(job, request, left).map_err(failed)?;
         let body = add_received(answer.body().as_bytes(), payload)
             .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
-        log::info!(
-            "request: {} -> response: {} ({})",
-            excerpt(payload),
-            excerpt(&body),
-            name(&id)
-        );
+        let asked = asked(excerpt(payload).to_string());
+        let answered = excerpt(&body).to_string();
         let mut response = Response::new(body.into());
         *response.status_mut() = answer.status();
-        Ok(response)
+        Ok(Executed {
+            asked,
+            answered,
+            response,
+        })
     }
 
     fn execute_http(
@@ -106,8 +121,11 @@ impl Executor {
         job: &Job,
         mode: &HttpMode,
         left: Duration,
-    ) -> std::result::Result<Response, (String, Failure)> {
-        let unread = |failure| (job.message.topic.clone(), failure);
+    ) -> std::result::Result<Executed, (Asked, Failure)> {
+        let unread = |failure| {
+            let (words, id) = (job.message.topic.clone(), "-".to_owned());
+            (Asked { words, id }, failure)
+        };
         self.check_size(&job.message.payload).map_err(unread)?;
         let read = read_request(&job.message).map_err(|bad| {
             let (status, flaw) = (bad.status, bad.to_string());
@@ -115,7 +133,10 @@ impl Executor {
         })?;
         let mut request = read.map(Body::from);
         let id = RequestId::given(request.headers().get(X_REQUEST_ID));
-        let asked = format!("{} {} ({})", request.method(), request.uri(), name(&id));
+        let asked = Asked {
+            words: format!("{} {}", request.method(), request.uri()),
+            id: name(&id).to_owned(),
+        };
         let failed = |failure| (asked.clone(), failure);
         self.filters[job.service]
             .check(&request, &mode.allow)
@@ -144,16 +165,15 @@ impl Executor {
         if mode.rewrite {
             outward(&mut response, &service.upstream.url, mode, host.as_ref());
         }
-        let size = match response.body().stream() {
+        let answered = match response.body().stream() {
             None => format!("{} bytes", response.body().len()),
             Some(_) => "a stream".to_owned(),
         };
-        log::info!(
-            "request: {} -> response: {}, {size}",
-            excerpt(asked.as_bytes()),
-            response.status().as_u16(),
-        );
-        Ok(response)
+        Ok(Executed {
+            asked,
+            answered,
+            response,
+        })
     }
 
     fn check_size(&self, payload: &Bytes) -> std::result::Result<(), Failure> {

@@ -1,24 +1,25 @@
 //! Taking requests: who may ask, by when, whether it came before, and how each of them ends.
 
 use std::collections::hash_map::RandomState;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use super::age::Ages;
 use super::executor::Executor;
+use super::figures::Figures;
 use super::job::Job;
-use super::outcome::{Ended, Spent};
+use super::outcome::{Asked, Ended, Executed, Spent, log_end};
 use super::repeats::{Key, Repeats, Seen};
 use super::reply::{Owed, Patience, ReplyTo};
-use super::settings::{AgentSettings, Service};
+use super::settings::AgentSettings;
 use super::terms::{allowed, offer};
 use crate::base::budget::Budget;
 use crate::base::clock::Moment;
 use crate::base::error::Result;
 use crate::base::logging::excerpt;
 use crate::base::pool::Pool;
-use crate::base::threads::lock;
+use crate::base::threads::{StopSignal, lock};
 use crate::base::topic::Id;
 use crate::http::Failure;
 use crate::link::Publisher;
@@ -26,11 +27,15 @@ use crate::stream::Streams;
 use crate::wire::Message;
 use crate::wire::deadline::Sent;
 
+/// How long it may take to see whether an upstream takes connections.
+const CHECK: Duration = Duration::from_secs(3);
+
 /// What becomes of each request.
 pub(super) struct Intake {
-    executor: Executor,
+    id: Id,
+    executor: RwLock<Arc<Executor>>,
     budget: Arc<Budget>,
-    dropped: AtomicU64,
+    figures: Arc<Figures>,
     repeats: Repeats<Box<Job>>,
     seeds: [RandomState; 2],
     ages: Mutex<Ages>,
@@ -49,9 +54,10 @@ impl Intake {
     pub fn new(settings: AgentSettings, streams: Arc<Streams>) -> Result<Intake> {
         Ok(Intake {
             streams,
+            id: settings.id.clone(),
             budget: Budget::new(settings.buffered_bytes()),
-            executor: Executor::new(settings)?,
-            dropped: AtomicU64::new(0),
+            figures: Arc::new(Figures::new(&settings.services)),
+            executor: RwLock::new(Arc::new(Executor::new(settings)?)),
             repeats: Repeats::new(),
             seeds: Default::default(),
             ages: Mutex::default(),
@@ -63,16 +69,43 @@ impl Intake {
         })
     }
 
-    fn settings(&self) -> &AgentSettings {
-        self.executor.settings()
+    // What requests are executed by; each by the one that there was when it was taken up.
+    fn executor(&self) -> Arc<Executor> {
+        let executor = self.executor.read();
+        Arc::clone(&executor.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Goes on with other settings. Returns the keys that can't change so.
+    ///
+    /// Errors: a service can't work; then nothing has changed.
+    pub fn reload(&self, wished: AgentSettings) -> Result<Vec<&'static str>> {
+        let (next, fixed) = self.executor().settings().reloaded(wished);
+        let executor = Arc::new(Executor::new(next)?);
+        self.figures.reloaded(&executor.settings().services);
+        let own = self.executor.write();
+        *own.unwrap_or_else(PoisonError::into_inner) = executor;
+        Ok(fixed)
+    }
+
+    /// What is counted.
+    pub fn figures(&self) -> &Arc<Figures> {
+        &self.figures
+    }
+
+    /// Tries whether those upstreams take connections that have not been called for a while.
+    pub fn check_upstreams(&self, every: Duration, stop: &StopSignal) {
+        let executor = self.executor();
+        for service in 0..executor.settings().services.len() {
+            if stop.is_stopped() || !self.figures.is_unseen(service, every, Moment::now()) {
+                continue;
+            }
+            let reached = executor.reach(service, every.min(CHECK));
+            self.figures.reached(service, reached, Moment::now());
+        }
     }
 
     pub fn id(&self) -> &Id {
-        &self.settings().id
-    }
-
-    pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.settings().services.iter()
+        &self.id
     }
 
     /// What requests are as old as; see [`Ages::beat`].
@@ -120,14 +153,15 @@ impl Intake {
             return;
         };
         if !job.memory.grow(size) {
-            let limit = self.settings().buffered_bytes();
+            let limit = self.executor().settings().buffered_bytes();
             let detail = format!(
                 "there is no memory for this request while so many others are in hand (max_buffered_bytes = {limit} of the agent)"
             );
             return self.refuse(&job, detail);
         }
         if let Err(job) = pools[job.service].submit(job) {
-            let service = &self.settings().services[job.service];
+            let executor = self.executor();
+            let service = &executor.settings().services[job.service];
             let (workers, queue) = (service.workers, service.queue);
             let detail = format!(
                 "all workers are busy and the queue is full (workers = {workers}, queue = {queue} of the agent)"
@@ -145,22 +179,24 @@ impl Intake {
         message: Message,
         now: Moment,
     ) -> std::result::Result<(Box<Job>, Option<String>), String> {
-        let mut services = self.services();
+        let executor = self.executor();
+        let settings = executor.settings();
+        let mut services = settings.services.iter();
         let number = services
             .position(|service| service.request_topic.as_str() == message.topic)
             .ok_or("no service expects it")?;
         if message.retain {
             return Err("it is retained, so it is from before".into());
         }
-        let service = &self.settings().services[number];
-        let reply_to = ReplyTo::of(&message, service, self.settings())?;
+        let service = &settings.services[number];
+        let reply_to = ReplyTo::of(&message, service, settings)?;
         let age = |sent: Option<Sent<'_>>| lock(&self.ages).of(sent, now);
         let (allowed, flaw) = match allowed(service, &message.properties, age) {
             Ok(allowed) => (allowed, None),
             Err(flaw) => (service.timeout, Some(flaw)),
         };
-        let offer = offer(&message.properties, &self.streams, self.settings())?;
-        let max_timeout = self.settings().max_timeout;
+        let offer = offer(&message.properties, &self.streams, settings)?;
+        let max_timeout = settings.max_timeout;
         let job = Job {
             service: number,
             message,
@@ -170,6 +206,7 @@ impl Intake {
             is_shortened: allowed > max_timeout,
             publisher: Arc::clone(publisher),
             owed: Arc::clone(&self.owed),
+            shared_by: service.name.as_ref().map(|_| self.id().clone()),
             repeat: None,
             memory: self.budget.share(),
             streams: Arc::clone(&self.streams),
@@ -180,6 +217,7 @@ impl Intake {
     }
 
     fn refuse(&self, job: &Job, detail: String) {
+        self.figures.refused.add();
         log::warn!("{}: {detail}", job.message.topic);
         let ended = Ended::Failed(Failure::AgentBusy(detail), Spent::default());
         self.end(job, &ended, Patience::None);
@@ -239,37 +277,48 @@ impl Intake {
             }
             return;
         }
-        let running = Running { intake: self, job };
-        let executed = self.executor.execute(job, left);
+        let running = Running::begin(self, job);
+        let executed = self.executor().execute(job, left);
         let spent = Spent {
             queue: now.since(job.received),
             upstream: begun.elapsed(),
         };
+        self.note(job, &executed, spent);
         let ended = match executed {
-            Ok(response) => Ended::Answered(response, spent),
-            Err((asked, failure)) => {
-                let (status, hop, _) = failure.meaning();
-                log::warn!(
-                    "request: {} -> {} at the {}: {}",
-                    excerpt(asked.as_bytes()),
-                    status.as_u16(),
-                    hop.as_str(),
-                    excerpt(failure.to_string().as_bytes())
-                );
-                Ended::Failed(failure, spent)
-            }
+            Ok(executed) => Ended::Answered(executed.response, spent),
+            Err((_, failure)) => Ended::Failed(failure, spent),
         };
         self.end(job, &ended, Patience::UntilDeadline);
         drop(running);
     }
 
     fn drop_message(&self, topic: &str, why: &str) {
-        let number = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+        self.figures.dropped.add();
         log::debug!(
-            "dropped a request on {}: {} ({number} so far)",
+            "dropped a request on {}: {}",
             excerpt(topic.as_bytes()),
             excerpt(why.as_bytes())
         );
+    }
+
+    // Counts and logs how a request ended.
+    fn note(
+        &self,
+        job: &Job,
+        executed: &std::result::Result<Executed, (Asked, Failure)>,
+        spent: Spent,
+    ) {
+        let now = Moment::now();
+        self.figures.requests.add();
+        let ended = executed
+            .as_ref()
+            .map(|_| ())
+            .map_err(|(_, failure)| failure);
+        self.figures.called(job.service, ended, now);
+        if ended.is_err() {
+            self.figures.failed(now);
+        }
+        log_end(executed, spent);
     }
 }
 
@@ -279,210 +328,20 @@ struct Running<'a> {
     job: &'a Job,
 }
 
+impl<'a> Running<'a> {
+    fn begin(intake: &'a Intake, job: &'a Job) -> Running<'a> {
+        intake.figures.in_work.fetch_add(1, Ordering::Relaxed);
+        Running { intake, job }
+    }
+}
+
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        self.intake.figures.in_work.fetch_sub(1, Ordering::Relaxed);
         if let Some(key) = &self.job.repeat
             && std::thread::panicking()
         {
             self.intake.repeats.abandon(key);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use crossbeam_channel::Receiver;
-
-    use super::*;
-    use crate::base::pool::PoolOptions;
-    use crate::base::topic::Topic;
-    use crate::link::{Memory, PublishError};
-    use crate::stream::StreamLimits;
-    use crate::wire::reply::{STATUS, error};
-    use crate::wire::{Hop, Properties, Qos};
-
-    const INBOX: &str = "recado/gateways/g/response";
-
-    /// An agent whose workers hand over what they get instead of working.
-    struct Bench {
-        intake: Intake,
-        pools: Vec<Pool<Box<Job>>>,
-        jobs: Receiver<Box<Job>>,
-        sent: Receiver<Message>,
-        publisher: Publisher,
-        memory: Arc<Memory>,
-    }
-
-    fn start() -> Moment {
-        Moment::at(Duration::from_secs(1000))
-    }
-
-    fn bench() -> Bench {
-        let (sent, publisher, memory) = Memory::start();
-        let (put, jobs) = crossbeam_channel::unbounded();
-        let topic = Topic::new("recado/agents/shed/streams/1").unwrap();
-        let streams = Streams::new(topic, StreamLimits::default(), 1000);
-        let pool = |_| {
-            let options = PoolOptions {
-                name: "test",
-                max_workers: 1,
-                queue: 1000,
-                stack_kib: 64,
-                idle: Duration::from_secs(60),
-            };
-            let put = put.clone();
-            Pool::new(options, move |job| put.send(job).unwrap())
-        };
-        Bench {
-            intake: Intake::new(AgentSettings::example(), streams).unwrap(),
-            pools: (0..2).map(pool).collect(),
-            jobs,
-            sent,
-            publisher,
-            memory,
-        }
-    }
-
-    impl Bench {
-        fn take(&self, message: &Message) {
-            let (publisher, message) = (&self.publisher, message.clone());
-            self.intake.take(publisher, &self.pools, message, start());
-        }
-
-        fn job(&self) -> Box<Job> {
-            self.jobs.recv_timeout(Duration::from_secs(30)).unwrap()
-        }
-
-        /// The status and the hop of the only reply.
-        fn reply(&self) -> (String, Option<Hop>) {
-            let replies: Vec<Message> = self.sent.try_iter().collect();
-            let [reply] = replies.try_into().unwrap();
-            assert_eq!(reply.topic, INBOX);
-            let properties = &reply.properties;
-            let status = properties.user(STATUS).unwrap().to_owned();
-            (status, error(properties).unwrap())
-        }
-
-        fn is_silent(&self) -> bool {
-            self.sent.is_empty() && self.jobs.is_empty()
-        }
-    }
-
-    fn request(user: &[(&str, &str)]) -> Message {
-        let own = [("v", "1"), ("method", "GET"), ("target", "/")];
-        let user = own.iter().chain(user);
-        Message {
-            topic: "recado/agents/shed/request".into(),
-            properties: Properties {
-                response_topic: Some(INBOX.into()),
-                correlation_data: Some(Bytes::from_static(b"0123456789abcdef")),
-                user: user
-                    .map(|(name, value)| ((*name).into(), (*value).into()))
-                    .collect(),
-                ..Properties::default()
-            },
-            ..Message::default()
-        }
-    }
-
-    #[test]
-    fn what_nobody_can_be_told_of_is_dropped() {
-        let bench = bench();
-        let good = request(&[("deadline-ms", "3000")]);
-        let mut elsewhere = good.clone();
-        elsewhere.topic = "recado/agents/other/request".into();
-        let mut old = good.clone();
-        old.retain = true;
-        let mut anonymous = good.clone();
-        anonymous.properties.correlation_data = None;
-        let mut hijack = good.clone();
-        hijack.properties.response_topic = Some("recado/agents/shed/request".into());
-        for bad in [elsewhere, old, anonymous, hijack] {
-            bench.take(&bad);
-            assert!(bench.is_silent(), "{bad:?}");
-        }
-        bench.take(&good);
-        assert_eq!(bench.job().deadline, start() + Duration::from_secs(3));
-    }
-
-    #[test]
-    fn what_can_not_be_executed_is_answered() {
-        let bench = bench();
-        let mut long = request(&[("deadline-ms", "1")]);
-        long.properties.correlation_data = Some(vec![1; 65].into());
-        for bad in [request(&[]), request(&[("deadline-ms", "soon")]), long] {
-            bench.take(&bad);
-            assert_eq!(bench.reply(), ("400".into(), Some(Hop::Agent)), "{bad:?}");
-        }
-        let mut large = request(&[("deadline-ms", "1000")]);
-        large.payload = vec![0; 2000].into();
-        bench.take(&large);
-        assert_eq!(bench.reply(), ("503".into(), Some(Hop::Agent)), "no memory");
-        assert!(bench.jobs.is_empty());
-    }
-
-    #[test]
-    fn a_request_that_comes_again_is_executed_once() {
-        let bench = bench();
-        let mut message = request(&[("deadline-ms", "1000")]);
-        message.qos = Qos::AtLeastOnce;
-        bench.take(&message);
-        let first = bench.job();
-        bench.take(&message);
-        assert!(bench.is_silent(), "it waits for the first");
-        // Nothing listens there: not executed, so it may be tried again.
-        bench.intake.work(&first, start());
-        let replies: Vec<Message> = bench.sent.try_iter().collect();
-        assert_eq!(replies.len(), 2);
-        assert_eq!(replies[0], replies[1]);
-        bench.take(&message);
-        bench.job();
-    }
-
-    #[test]
-    fn whose_time_is_up_is_not_executed() {
-        let bench = bench();
-        let mut message = request(&[("deadline-ms", "1000")]);
-        message.qos = Qos::AtLeastOnce;
-        bench.take(&message);
-        let job = bench.job();
-        bench.intake.work(&job, start() + Duration::from_secs(1));
-        assert!(bench.is_silent());
-        bench.take(&message);
-        bench.job();
-    }
-
-    #[test]
-    fn an_error_that_finds_no_place_is_sent_later() {
-        let bench = bench();
-        bench.memory.refuse(Some(PublishError::Busy));
-        bench.take(&request(&[]));
-        assert!(bench.is_silent());
-        bench.memory.refuse(None);
-        bench.intake.catch_up(&bench.publisher, start());
-        assert_eq!(bench.reply(), ("400".into(), Some(Hop::Agent)));
-        bench.memory.refuse(Some(PublishError::Busy));
-        bench.take(&request(&[]));
-        bench.memory.refuse(None);
-        let late = start() + Duration::from_secs(60);
-        bench.intake.catch_up(&bench.publisher, late);
-        assert!(bench.is_silent(), "nobody waits for it any more");
-    }
-
-    #[test]
-    fn an_answer_that_finds_no_place_is_an_error_that_gateways_understand() {
-        let bench = bench();
-        bench.take(&request(&[("deadline-ms", "1000")]));
-        let job = bench.job();
-        bench.memory.refuse(Some(PublishError::Busy));
-        let response = crate::http::Response::new("large".into());
-        let ended = Ended::Answered(response, Spent::default());
-        job.end(&ended, Patience::UntilDeadline);
-        bench.memory.refuse(None);
-        bench.intake.catch_up(&bench.publisher, start());
-        assert_eq!(bench.reply(), ("503".into(), Some(Hop::Agent)));
     }
 }

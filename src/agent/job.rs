@@ -9,13 +9,14 @@ use super::reply::{Form, Owed, Patience, ReplyTo, json_properties};
 use crate::base::budget::Share;
 use crate::base::clock::Moment;
 use crate::base::logging::excerpt;
+use crate::base::topic::Id;
 use crate::http::{Failure, Problem, Response, Source};
 use crate::link::{PublishError, Publisher};
 use crate::stream::{Opened, Streams, TooMany, Why, send_on};
 use crate::wire::deadline::whole_seconds;
 use crate::wire::http::write_reply;
 use crate::wire::json::legacy_error;
-use crate::wire::reply::{TIMING, timing_text};
+use crate::wire::reply::{AGENT, TIMING, timing_text};
 use crate::wire::stream::{Offer, write_length};
 use crate::wire::{Correlation, Hop, Message, Properties, Qos};
 
@@ -30,6 +31,8 @@ pub(super) struct Job {
     pub is_shortened: bool,
     pub publisher: Publisher,
     pub owed: Arc<Owed>,
+    // This agent, where others could have got the request.
+    pub shared_by: Option<Id>,
     // What it is known again by, if it may come again.
     pub repeat: Option<Key>,
     // The memory that its body takes.
@@ -94,7 +97,11 @@ impl Job {
     ) -> Result<(), Failure> {
         let no_offer = || Failure::ReplyNotCarried("its caller takes no stream".into());
         let offer = self.offer.as_ref().ok_or_else(no_offer)?;
-        let opened = self.open(offer)?;
+        // It is executed already, so it must not look as if it were not.
+        let opened = self.open(offer).map_err(|failure| match failure {
+            Failure::AgentBusy(words) => Failure::AgentBusyMeanwhile(words),
+            other => Failure::ReplyNotCarried(other.to_string()),
+        })?;
         let published = self.publish(response, None, spent, patience);
         published.map_err(not_replied)?;
         let source = Arc::clone(source);
@@ -150,6 +157,9 @@ impl Job {
             properties.correlation_data = self.reply_to.correlation.clone();
             let timing = timing_text(spent.queue, spent.upstream);
             properties.user.push((TIMING.to_owned(), timing));
+            if let Some(name) = &self.shared_by {
+                properties.user.push((AGENT.to_owned(), name.to_string()));
+            }
             let left = self.due().since(Moment::now());
             // At least a second: zero would let the broker drop it at once.
             properties.message_expiry_interval = Some(whole_seconds(left).max(1));

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use crate::base::logging::excerpt;
 use crate::http::problem::Outcome;
 use crate::http::{Failure, Response};
+use crate::monitor::trace::millis;
 
 /// How a request ended.
 #[derive(Debug, Clone)]
@@ -48,4 +50,52 @@ const OVERHEAD: usize = 512;
 pub(super) struct Spent {
     pub queue: Duration,
     pub upstream: Duration,
+}
+
+/// What the log calls a request.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub words: String,
+    pub id: String,
+}
+
+/// An answer, and what the log calls it.
+pub(super) struct Executed {
+    pub asked: Asked,
+    pub answered: String,
+    pub response: Response,
+}
+
+/// Writes the line of a request that was executed, well or not.
+pub(super) fn log_end(executed: &Result<Executed, (Asked, Failure)>, spent: Spent) {
+    let (queue, upstream) = (millis(spent.queue), millis(spent.upstream));
+    match executed {
+        Ok(executed) => {
+            let (asked, id) = (&executed.asked.words, executed.asked.id.as_str());
+            let status = executed.response.status().as_u16();
+            log::info!(
+                request_id = id, status, queue_ms = queue, upstream_ms = upstream;
+                "request: {} -> response: {} ({id}, {status}, queue={queue} upstream={upstream})",
+                excerpt(asked.as_bytes()),
+                executed.answered
+            );
+        }
+        Err((asked, failure)) => {
+            let (status, hop, _) = failure.meaning();
+            let (status, hop, id) = (status.as_u16(), hop.as_str(), asked.id.as_str());
+            // What only its caller can mend is no matter of whoever runs this.
+            let level = match status {
+                500.. => log::Level::Warn,
+                _ => log::Level::Info,
+            };
+            log::log!(
+                level,
+                kind:% = format_args!("{status} {hop}"), request_id = id, status, hop,
+                queue_ms = queue, upstream_ms = upstream;
+                "request: {} -> {status} at the {hop} ({id}, queue={queue} upstream={upstream}): {}",
+                excerpt(asked.words.as_bytes()),
+                excerpt(failure.to_string().as_bytes())
+            );
+        }
+    }
 }

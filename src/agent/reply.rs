@@ -104,8 +104,10 @@ pub(super) fn check_topic(topic: &Topic, settings: &AgentSettings) -> Result<(),
     if loops || topic.as_str().starts_with("recado/") && topic.as_str().ends_with("/request") {
         return Err(format!("its response topic {topic} is a request topic"));
     }
-    if topic.as_str().ends_with("/presence") {
-        return Err(format!("its response topic {topic} is a presence"));
+    for (end, what) in [("/presence", "a presence"), ("/stats", "for statistics")] {
+        if topic.as_str().ends_with(end) {
+            return Err(format!("its response topic {topic} is {what}"));
+        }
     }
     Ok(())
 }

@@ -9,11 +9,12 @@ use super::announcer::Announcer;
 use super::executor::Executor;
 use super::intake::Intake;
 use super::job::Job;
+use super::reports::{self, Reports};
 use super::settings::{AgentSettings, Service};
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::pool::{Pool, PoolOptions};
-use crate::base::threads::{self, StopTrigger};
+use crate::base::threads::{self, StopSignal, StopTrigger};
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::link::{
     Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, check_tls,
@@ -26,6 +27,8 @@ use crate::wire::{Qos, packet_limit};
 const QUEUE: usize = 1024;
 /// A worker that had nothing to do for this long ends.
 const IDLE_WORKER: Duration = Duration::from_secs(10);
+/// How much longer than all else an attempt to connect may take at the end.
+const CONNECTING: Duration = Duration::from_secs(3);
 /// How long the broker may take to confirm that no more requests come.
 const UNSUBSCRIBE: Duration = Duration::from_millis(500);
 /// No request for this long after that means that none is on its way any more.
@@ -41,6 +44,8 @@ pub struct Agent {
     watch: JoinHandle<()>,
     // What happens without being asked for: the presence is refreshed, a standstill noticed.
     pulse: JoinHandle<()>,
+    // Looks whether upstreams take connections.
+    check: Option<JoinHandle<()>>,
     trigger: StopTrigger,
 }
 
@@ -58,12 +63,26 @@ impl Agent {
         let streams = Streams::new(topic, settings.streams, settings.buffered_bytes());
         let mut options = link_options(&settings, &announcer);
         options.subscriptions.extend(streams.subscription());
+        options
+            .subscriptions
+            .push(reports::subscription(&settings.id)?);
+        let (id, check) = (settings.id.clone(), settings.upstream_check);
+        let every = settings.stats;
+        let services = settings.services.clone();
         let intake = Arc::new(Intake::new(settings, Arc::clone(&streams))?);
-        let pools: Arc<[Pool<Box<Job>>]> = intake
-            .services()
+        let pools: Arc<[Pool<Box<Job>>]> = services
+            .iter()
             .map(|service| pool(service, Arc::clone(&intake)))
             .collect();
+        let reports = Arc::new(Reports::new(
+            (&id, &instance),
+            every,
+            Arc::clone(intake.figures()),
+            Arc::clone(&pools),
+            Arc::clone(&streams),
+        )?);
         let (sorter, places) = (Arc::clone(&intake), Arc::clone(&pools));
+        let said = Arc::clone(&reports);
         let (presence, pieces) = (Arc::clone(&announcer), Arc::clone(&streams));
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
@@ -73,11 +92,13 @@ impl Agent {
                     _ => presence.connecting(Moment::now()),
                 }
                 pieces.connected(publisher, Instant::now());
+                said.connected();
                 sorter.catch_up(publisher, Moment::now());
             }
             LinkEvent::Message(message) if message.topic == presence.topic() => {
                 presence.heard(publisher, &message.payload, Moment::now());
             }
+            LinkEvent::Message(message) if said.take(publisher, &message, Moment::now()) => {}
             LinkEvent::Message(message) if presence.is_probe(&message) => {}
             LinkEvent::Message(message)
                 if pieces.take(publisher, &message, |_| false, Instant::now()) =>
@@ -93,16 +114,21 @@ impl Agent {
                 presence.catch_up(publisher, Moment::now());
                 sorter.catch_up(publisher, Moment::now());
                 if !pieces.acknowledged(&acknowledgement) {
-                    refused(publisher, &acknowledgement, &presence);
+                    refused(publisher, &acknowledgement, &presence, &said);
                 }
             }
             LinkEvent::Down(_) => {
                 presence.disconnected();
                 pieces.disconnected();
+                said.disconnected();
             }
             _ => {}
         })?;
         let (trigger, stop) = threads::stop_signal();
+        let check = match check {
+            None => None,
+            Some(every) => Some(check_upstreams(every, Arc::clone(&intake), stop.clone())?),
+        };
         let (publisher, presence) = (link.publisher().clone(), Arc::clone(&announcer));
         let pulse_of = Arc::clone(&intake);
         let pulse = threads::spawn("pulse", 128, move || {
@@ -110,6 +136,7 @@ impl Agent {
                 let now = Moment::now();
                 pulse_of.beat(now);
                 presence.tick(&publisher, now);
+                reports.tick(&publisher, now);
             }
         })?;
         Ok(Agent {
@@ -120,6 +147,7 @@ impl Agent {
             watch: streams.watch(|_| {})?,
             streams,
             pulse,
+            check,
             trigger,
         })
     }
@@ -140,6 +168,26 @@ impl Agent {
             true => Ok(()),
             false => Err("the broker has not taken the presence yet".into()),
         }
+    }
+
+    /// Whether its threads go on.
+    pub fn is_alive(&self) -> bool {
+        self.link.is_alive()
+    }
+
+    /// Goes on with other settings, without losing a request: each is executed with those that there were
+    /// when it was taken up. Returns the keys that can't change so.
+    ///
+    /// Errors: as [`Agent::check`]; then nothing has changed.
+    pub fn reload(&self, wished: AgentSettings) -> Result<Vec<&'static str>> {
+        check_tls(&wished.broker)?;
+        warn_of_strangers(&wished);
+        let broker = wished.broker.clone();
+        let fixed = self.intake.reload(wished)?;
+        if !fixed.contains(&"broker") {
+            self.link.set_broker(broker);
+        }
+        Ok(fixed)
     }
 
     /// Stops in order: say so, take no more requests, answer those in hand, say goodbye to the
@@ -164,6 +212,11 @@ impl Agent {
         first_failure = first_failure.and(streams).and(watch);
         self.trigger.stop();
         let pulse = threads::join_until(self.pulse, ended);
+        // It may be in the middle of an attempt to connect, and that has a bound of its own.
+        let check = self
+            .check
+            .map(|it| threads::join_until(it, ended + CONNECTING));
+        first_failure = first_failure.and(check.unwrap_or(Ok(())));
         first_failure.and(pulse).and(self.link.stop(drained))
     }
 
@@ -196,7 +249,26 @@ fn warn_of_strangers(settings: &AgentSettings) {
     }
 }
 
-fn refused(publisher: &Publisher, acknowledgement: &Acknowledgement, presence: &Announcer) {
+// A thread of its own: an upstream that does not answer must hold nothing else up.
+fn check_upstreams(
+    every: Duration,
+    intake: Arc<Intake>,
+    stop: StopSignal,
+) -> Result<JoinHandle<()>> {
+    threads::spawn("check", 256, move || {
+        intake.check_upstreams(every, &stop);
+        while !stop.sleep(every) {
+            intake.check_upstreams(every, &stop);
+        }
+    })
+}
+
+fn refused(
+    publisher: &Publisher,
+    acknowledgement: &Acknowledgement,
+    presence: &Announcer,
+    reports: &Reports,
+) {
     let Acknowledgement {
         topic,
         correlation_data,
@@ -213,6 +285,9 @@ fn refused(publisher: &Publisher, acknowledgement: &Acknowledgement, presence: &
     let Some(reason) = refused else {
         return;
     };
+    if reports.is_refused(topic, reason) {
+        return;
+    }
     // Without its presence nobody finds this agent, yet it would get its share of what others are
     // asked.
     if topic == presence.topic() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, Method};
+use log::LevelFilter;
 
 use crate::base::topic::{Id, Topic};
 use crate::link::BrokerUrl;
@@ -13,6 +14,8 @@ use crate::wire::whole_bytes;
 /// What the agent runs with.
 #[derive(Debug, Clone)]
 pub struct AgentSettings {
+    /// Which log lines are shown.
+    pub log: LevelFilter,
     /// The broker.
     pub broker: BrokerUrl,
     /// This agent's id.
@@ -29,6 +32,10 @@ pub struct AgentSettings {
     pub max_buffered_bytes: usize,
     /// How often it says that it is there; gateways count it as gone after two and a half times that.
     pub presence_refresh: Duration,
+    /// How often it says what it does; none: only when asked.
+    pub stats: Option<Duration>,
+    /// How often it is tried whether an upstream that nobody calls takes connections; none: never.
+    pub upstream_check: Option<Duration>,
     /// Beginnings of the topics that replies may go to.
     pub reply_prefixes: Vec<String>,
     /// The services.
@@ -36,6 +43,69 @@ pub struct AgentSettings {
 }
 
 impl AgentSettings {
+    /// What of other settings a running agent can go on with, and the keys of what it can't: these keep
+    /// their values.
+    pub(super) fn reloaded(&self, wished: AgentSettings) -> (AgentSettings, Vec<&'static str>) {
+        let mut fixed = Vec::new();
+        let mut note = |key, is_same: bool| {
+            if !is_same {
+                fixed.push(key);
+            }
+        };
+        note("broker", self.broker.is_same_place(&wished.broker));
+        note("id", self.id == wished.id);
+        note("keep_alive_s", self.keep_alive == wished.keep_alive);
+        note(
+            "max_body_bytes",
+            self.max_body_bytes == wished.max_body_bytes,
+        );
+        note(
+            "max_buffered_bytes",
+            self.max_buffered_bytes == wished.max_buffered_bytes,
+        );
+        note(
+            "inline_bytes, max_streams, window_bytes, stream_idle_ms",
+            self.streams == wished.streams,
+        );
+        note(
+            "presence_refresh_s",
+            self.presence_refresh == wished.presence_refresh,
+        );
+        note("stats_ms", self.stats == wished.stats);
+        note(
+            "upstream_check_ms",
+            self.upstream_check == wished.upstream_check,
+        );
+        // Each has a subscription and workers of its own.
+        let (own, services) = (&self.services, &wished.services);
+        let is_same = own.len() == services.len()
+            && own
+                .iter()
+                .zip(services)
+                .all(|(own, service)| own.stays(service));
+        note(
+            "the [[service]]s, and their topics, workers or queue (no service has changed)",
+            is_same,
+        );
+        let broker = match self.broker.is_same_place(&wished.broker) {
+            true => wished.broker,
+            false => self.broker.clone(),
+        };
+        let services = match is_same {
+            true => wished.services,
+            false => self.services.clone(),
+        };
+        let next = AgentSettings {
+            log: wished.log,
+            broker,
+            max_timeout: wished.max_timeout,
+            reply_prefixes: wished.reply_prefixes,
+            services,
+            ..self.clone()
+        };
+        (next, fixed)
+    }
+
     /// How much memory the bodies of all requests in hand really may take: one of the largest size
     /// must always fit.
     pub fn buffered_bytes(&self) -> usize {
@@ -66,6 +136,24 @@ pub struct Service {
     pub queue: usize,
     /// How long a request that states no deadline may take.
     pub timeout: Duration,
+}
+
+impl Service {
+    // Whether another one can take its place while it runs.
+    fn stays(&self, other: &Service) -> bool {
+        let answers_at = |service: &Service| match &service.mode {
+            ServiceMode::Json { response_topic, .. } => Some(response_topic.clone()),
+            ServiceMode::Http(_) => None,
+        };
+        (&self.name, &self.request_topic, self.workers, self.queue)
+            == (
+                &other.name,
+                &other.request_topic,
+                other.workers,
+                other.queue,
+            )
+            && answers_at(self) == answers_at(other)
+    }
 }
 
 /// How the requests of a service are executed.
@@ -175,6 +263,7 @@ impl AgentSettings {
         };
         let http = ServiceMode::Http(HttpMode::default());
         AgentSettings {
+            log: LevelFilter::Info,
             broker: "mqtt://127.0.0.1".parse().unwrap(),
             id: Id::new("shed").unwrap(),
             keep_alive: Duration::from_secs(10),
@@ -183,6 +272,8 @@ impl AgentSettings {
             max_buffered_bytes: 1000,
             streams: StreamLimits::default(),
             presence_refresh: Duration::from_secs(20),
+            stats: None,
+            upstream_check: None,
             reply_prefixes: vec!["recado/".into()],
             services: vec![
                 service(Some("ping"), "api/ping/request", json),

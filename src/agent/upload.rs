@@ -104,7 +104,8 @@ impl<'a> Upload<'a> {
                 }
             }
         });
-        let busy = || Failure::AgentBusy("there is no thread for a stream".into());
+        // The upstream has the head already.
+        let busy = || Failure::AgentBusyMeanwhile("there is no thread for a stream".into());
         has_thread
             .then_some(())
             .ok_or_else(|| NotExchanged::Agent(busy()))

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{fmt, io};
 
 /// A result whose error is this crate's [`Error`].
@@ -71,6 +72,13 @@ pub enum Error {
         /// What the last attempt said.
         reason: String,
     },
+    /// A running agent does not answer.
+    NoAnswer {
+        /// Its id.
+        agent: String,
+        /// How long it had.
+        patience: Duration,
+    },
     /// A thread did not end in time, or ended in a panic.
     Thread {
         /// The thread's name.
@@ -105,6 +113,11 @@ impl fmt::Display for Error {
             Error::BrokerUnreachable { broker, reason } => {
                 write!(f, "cannot reach the broker at {broker}: {reason}")
             }
+            Error::NoAnswer { agent, patience } => write!(
+                f,
+                "agent {agent} does not answer within {} s: is it running, connected to this broker, and may both read and write recado/agents/{agent}/stats?",
+                patience.as_secs()
+            ),
             Error::Thread { name, reason } => write!(f, "thread {name} {reason}"),
         }
     }

@@ -1,13 +1,14 @@
-//! Log lines on standard error: time, level, thread, text.
+//! Log lines on standard error: time, level, thread, text; or each as a JSON object.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
+use std::time::Instant;
 use std::{fmt, io};
 
 use log::{Log, Metadata, Record};
 use simplelog::{ConfigBuilder, LevelFilter, LevelPadding, ThreadLogMode, WriteLogger};
 
 use super::error::{Error, Result};
-use super::writer;
+use super::{json_lines, writer};
 
 /// The most bytes of a payload that a log line shows.
 const EXCERPT_BYTES: usize = 256;
@@ -17,41 +18,87 @@ pub struct Logging {
     _writer: writer::Writer,
 }
 
-/// Starts logging at the level that `RECADO_LOG` names, `info` by default.
+/// How lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Starts logging at the level that `RECADO_LOG` names, `info` by default, in the form that
+/// `RECADO_LOG_FORMAT` names, `text` by default.
 ///
-/// Only this crate's lines are shown: rumqttc and rmqtt log every packet at debug. Errors: the
-/// level is not one of off, error, warn, info, debug and trace ([`Error::Usage`]), or there is no
-/// thread.
+/// Only this crate's lines are shown: rumqttc and rmqtt log every packet at debug. Errors: a variable
+/// has another value than those allowed ([`Error::Usage`]), or there is no thread.
 pub fn init() -> Result<Logging> {
-    let level = match std::env::var("RECADO_LOG") {
-        Err(_) => LevelFilter::Info,
-        Ok(text) => text.parse().map_err(|_| {
-            Error::Usage(format!(
-                "RECADO_LOG: found {text:?}, allowed are off, error, warn, info, debug and trace"
-            ))
-        })?,
+    let level = level_from_environment()?.unwrap_or(LevelFilter::Info);
+    let format = match variable("RECADO_LOG_FORMAT").as_deref() {
+        None | Some("text") => Format::Text,
+        Some("json") => Format::Json,
+        Some(text) => {
+            return Err(Error::Usage(format!(
+                "RECADO_LOG_FORMAT: found {text:?}, allowed are text and json"
+            )));
+        }
     };
-    let (writer, lines) = writer::Writer::start(io::stderr())?;
+    let lost_line = match format {
+        Format::Text => |lost| format!("{lost} log lines were lost: they came too fast"),
+        Format::Json => json_lines::lost,
+    };
+    let (writer, lines) = writer::Writer::start(io::stderr(), lost_line)?;
     // A second call, as in tests that start several services, keeps the first logger.
-    if log::set_boxed_logger(Box::new(PerThread { level, lines })).is_ok() {
+    if log::set_boxed_logger(Box::new(PerThread { format, lines })).is_ok() {
         log::set_max_level(level);
     }
     Ok(Logging { _writer: writer })
 }
 
+/// The level that `RECADO_LOG` names, if it is set.
+///
+/// Errors: it is not one of off, error, warn, info, debug and trace ([`Error::Usage`]).
+pub fn level_from_environment() -> Result<Option<LevelFilter>> {
+    let Some(text) = variable("RECADO_LOG") else {
+        return Ok(None);
+    };
+    let level = text.parse().map_err(|_| {
+        Error::Usage(format!(
+            "RECADO_LOG: found {text:?}, allowed are off, error, warn, info, debug and trace"
+        ))
+    })?;
+    Ok(Some(level))
+}
+
+// One that is no text is as good as one that is wrong.
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|text| text.to_string_lossy().into_owned())
+}
+
+/// Shows the lines of this level and those that matter more, from now on.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
+}
+
 /// A logger for each thread: one for all would let threads wait for each other while it formats a
 /// line.
 struct PerThread {
-    level: LevelFilter,
+    format: Format,
     lines: writer::Lines,
 }
 
+enum Own {
+    Text(Box<WriteLogger<writer::Lines>>),
+    Json(RefCell<writer::Lines>),
+}
+
 thread_local! {
-    static LOGGER: OnceCell<Box<WriteLogger<writer::Lines>>> = const { OnceCell::new() };
+    static LOGGER: OnceCell<Own> = const { OnceCell::new() };
 }
 
 impl PerThread {
-    fn logger(&self) -> Box<WriteLogger<writer::Lines>> {
+    fn logger(&self) -> Own {
+        if self.format == Format::Json {
+            return Own::Json(RefCell::new(self.lines.clone()));
+        }
         let config = ConfigBuilder::new()
             .set_time_format_rfc3339()
             .set_thread_level(LevelFilter::Error)
@@ -61,20 +108,29 @@ impl PerThread {
             .set_level_padding(LevelPadding::Right)
             .add_filter_allow_str("recado")
             .build();
-        WriteLogger::new(self.level, config, self.lines.clone())
+        // The level is decided before, and may change.
+        Own::Text(WriteLogger::new(
+            LevelFilter::Trace,
+            config,
+            self.lines.clone(),
+        ))
     }
 }
 
 impl Log for PerThread {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= self.level && metadata.target().starts_with("recado")
+        metadata.level() <= log::max_level() && metadata.target().starts_with("recado")
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            // None: the thread is just ending.
-            let _ = LOGGER.try_with(|own| own.get_or_init(|| self.logger()).log(record));
+        if !self.enabled(record.metadata()) || !self.lines.admits(record, Instant::now()) {
+            return;
         }
+        // None: the thread is just ending.
+        let _ = LOGGER.try_with(|own| match own.get_or_init(|| self.logger()) {
+            Own::Text(logger) => logger.log(record),
+            Own::Json(lines) => json_lines::write(record, &mut *lines.borrow_mut()),
+        });
     }
 
     fn flush(&self) {}

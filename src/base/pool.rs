@@ -56,8 +56,9 @@ struct State<T> {
     // Those who were woken or started and have not looked at the queue yet. While the queue is not
     // empty there is one at least, or all workers are busy.
     waking: usize,
-    // All of them.
+    // All of them, and how many there may be.
     workers: usize,
+    max_workers: usize,
     started: usize,
     threads: Vec<JoinHandle<()>>,
     closed: bool,
@@ -66,6 +67,7 @@ struct State<T> {
 impl<T: Send + 'static> Pool<T> {
     /// Makes a pool that runs `run` for each job. No thread is started before the first job.
     pub fn new(options: PoolOptions, run: impl Fn(T) + Send + Sync + 'static) -> Pool<T> {
+        let max_workers = options.max_workers;
         Pool {
             crew: Arc::new(Crew {
                 options,
@@ -75,6 +77,7 @@ impl<T: Send + 'static> Pool<T> {
                     idle: Vec::new(),
                     waking: 0,
                     workers: 0,
+                    max_workers,
                     started: 0,
                     threads: Vec::new(),
                     closed: false,
@@ -91,7 +94,8 @@ impl<T: Send + 'static> Pool<T> {
         let Crew { options, state, .. } = &*self.crew;
         let mut state = lock(state);
         // Each of these takes one job off the queue.
-        let free = state.idle.len() + state.waking + (options.max_workers - state.workers);
+        let free =
+            state.idle.len() + state.waking + state.max_workers.saturating_sub(state.workers);
         if state.closed || state.queue.len() >= free + options.queue {
             return Err(job);
         }
@@ -110,9 +114,19 @@ impl<T: Send + 'static> Pool<T> {
         Ok(())
     }
 
+    /// Lets there be so many workers at a time from now on. Those who are more end once they are idle.
+    pub fn set_max_workers(&self, max_workers: usize) {
+        lock(&self.crew.state).max_workers = max_workers;
+    }
+
     /// Whether it takes no further job.
     pub fn is_closed(&self) -> bool {
         lock(&self.crew.state).closed
+    }
+
+    /// How many jobs wait for a worker.
+    pub fn queued(&self) -> usize {
+        lock(&self.crew.state).queue.len()
     }
 
     /// How many workers there are.
@@ -166,7 +180,7 @@ impl<T: Send + 'static> Crew<T> {
             state.waking += 1;
             return Some(waker);
         }
-        if state.workers < crew.options.max_workers {
+        if state.workers < state.max_workers {
             let _ = Crew::grow(crew, state);
         }
         None

@@ -118,10 +118,10 @@ pub fn try_join_until<T>(
 
 /// What SIGHUP does: a terminal sends it as it closes, and scripts send it to daemons that reload
 /// their settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Hangup {
-    /// Nothing: a program that serves others goes on.
-    Ignore,
+    /// This is told of it: a program that serves others goes on.
+    Tell(Sender<()>),
     /// The same as SIGTERM.
     Stop,
 }
@@ -149,8 +149,11 @@ impl SignalThread {
         let thread = spawn("signals", 64, move || {
             let mut stopping = false;
             for signal in &mut signals {
-                if signal == SIGHUP && hangup == Hangup::Ignore {
-                    log::info!("SIGHUP: ignored; new settings need a restart");
+                if signal == SIGHUP
+                    && let Hangup::Tell(on_hangup) = &hangup
+                {
+                    // One that waits already tells as much.
+                    let _ = on_hangup.try_send(());
                     continue;
                 }
                 if stopping {

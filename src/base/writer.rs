@@ -9,13 +9,18 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use log::Record;
+
 use super::error::Result;
+use super::flood::Flood;
 use super::threads::{self, lock};
 
 /// How many bytes of lines may wait to be written.
 const CAPACITY: usize = 1024 * 1024;
 /// How long the thread pauses between two writes.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What the lines are called that tell how many others are not written.
+const COUNTS: &str = "recado::counts";
 /// How long writing what is left may take at the end.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -23,10 +28,13 @@ const GOODBYE: Duration = Duration::from_secs(1);
 struct Pending {
     state: Mutex<State>,
     changed: Condvar,
+    flood: Flood,
 }
 
 #[derive(Default)]
 struct State {
+    // When it is to be told how many lines were not written.
+    due: Option<Instant>,
     lines: Vec<u8>,
     lost: usize,
     // Whether the thread waits for a line.
@@ -48,11 +56,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread, which writes to `target`.
-    pub fn start(target: impl Write + Send + 'static) -> Result<(Writer, Lines)> {
+    /// Starts the thread, which writes to `target`; where lines are lost, it says how many.
+    pub fn start(
+        target: impl Write + Send + 'static,
+        lost_line: fn(usize) -> String,
+    ) -> Result<(Writer, Lines)> {
         let shared = Arc::new(Pending::default());
         let own = Arc::clone(&shared);
-        let thread = threads::spawn("log", 64, move || own.run(target))?;
+        let thread = threads::spawn("log", 64, move || own.run(target, lost_line))?;
         let writer = Writer {
             shared: Arc::clone(&shared),
             thread: Some(thread),
@@ -74,15 +85,12 @@ impl Drop for Writer {
 }
 
 impl Pending {
-    fn run(&self, mut target: impl Write) {
+    fn run(&self, mut target: impl Write, lost_line: fn(usize) -> String) {
         loop {
+            let closing = self.wait();
+            self.tell_counts(closing);
             let (lines, lost, closed) = {
                 let mut state = lock(&self.state);
-                while state.lines.is_empty() && state.lost == 0 && !state.closed {
-                    state.waiting = true;
-                    let woken = self.changed.wait(state);
-                    state = woken.unwrap_or_else(PoisonError::into_inner);
-                }
                 state.waiting = false;
                 let lost = std::mem::take(&mut state.lost);
                 (std::mem::take(&mut state.lines), lost, state.closed)
@@ -90,9 +98,9 @@ impl Pending {
             // There is nowhere to report a failure to: the program goes on without its log.
             let _ = target.write_all(&lines);
             if lost > 0 {
-                let _ = writeln!(target, "{lost} log lines were lost: they came too fast");
+                let _ = writeln!(target, "{}", lost_line(lost));
             }
-            if closed {
+            if closing && closed {
                 return;
             }
             let state = lock(&self.state);
@@ -101,6 +109,61 @@ impl Pending {
                 .wait_timeout_while(state, PAUSE, |state| !state.closed);
             drop(pause.unwrap_or_else(PoisonError::into_inner));
         }
+    }
+
+    // Until there is something to do. Returns whether it is the end.
+    fn wait(&self) -> bool {
+        let mut state = lock(&self.state);
+        loop {
+            let now = Instant::now();
+            let is_due = state.due.is_some_and(|due| due <= now);
+            if !state.lines.is_empty() || state.lost > 0 || state.closed || is_due {
+                return state.closed;
+            }
+            state.waiting = true;
+            state = match state.due {
+                None => {
+                    let woken = self.changed.wait(state);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                }
+                Some(due) => {
+                    let woken = self.changed.wait_timeout(state, due - now);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    // Says how many lines were not written. They come to this thread as any others do.
+    fn tell_counts(&self, is_end: bool) {
+        let now = Instant::now();
+        if !is_end && lock(&self.state).due.is_none_or(|due| due > now) {
+            return;
+        }
+        let (counts, next) = self.flood.take(now, is_end);
+        lock(&self.state).due = next;
+        for held in counts {
+            let (count, last) = (held.count, held.last);
+            log::log!(target: COUNTS, held.level, "{count} more like this, the last one: {last}");
+        }
+    }
+}
+
+impl Lines {
+    /// Whether a record is to be written. One that isn't is counted, and that is told later.
+    pub fn admits(&self, record: &Record<'_>, now: Instant) -> bool {
+        if record.target() == COUNTS {
+            return true;
+        }
+        let Err(due) = self.shared.flood.admits(record, now) else {
+            return true;
+        };
+        let mut state = lock(&self.shared.state);
+        if state.due.is_none() {
+            state.due = Some(due);
+            self.shared.changed.notify_one();
+        }
+        false
     }
 }
 
@@ -158,7 +221,8 @@ mod tests {
     #[test]
     fn every_line_is_there_in_its_order_in_the_end() {
         let target = Target::default();
-        let (writer, mut lines) = Writer::start(target.clone()).unwrap();
+        let (writer, mut lines) =
+            Writer::start(target.clone(), |lost| format!("{lost} log lines were lost")).unwrap();
         let mut wanted = String::new();
         for number in 0..1000 {
             write!(lines, "{number}").unwrap();
@@ -175,7 +239,8 @@ mod tests {
         // The target is stuck while the test holds it.
         let held = Arc::clone(&target.0);
         let stuck = lock(&held);
-        let (writer, mut lines) = Writer::start(target.clone()).unwrap();
+        let (writer, mut lines) =
+            Writer::start(target.clone(), |lost| format!("{lost} log lines were lost")).unwrap();
         let line = vec![b'x'; 1023];
         for _ in 0..3 * CAPACITY / 1024 {
             lines.write_all(&line).unwrap();

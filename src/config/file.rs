@@ -11,8 +11,8 @@ use super::access::{AccessName, RawAccess, admission};
 use super::host::Host;
 use super::service::{Direct, PartService};
 use super::values::{
-    BodyBytes, BufferedBytes, Count, IdleMs, InlineBytes, KeepAliveS, ListenAddress, MethodName,
-    Streams, Template, TimeoutMs, WindowBytes, Within, apart, apart_if_any,
+    BodyBytes, BufferedBytes, Count, EveryMs, IdleMs, InlineBytes, KeepAliveS, ListenAddress,
+    LogLevel, MethodName, Streams, Template, TimeoutMs, WindowBytes, Within, apart, apart_if_any,
 };
 use crate::base::topic::{Id, Topic};
 use crate::front::{FrontKind, HttpLimits};
@@ -27,6 +27,7 @@ use crate::wire::Qos;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Gateway {
     pub broker: Option<BrokerUrl>,
+    pub log: Option<LogLevel>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,
@@ -217,6 +218,7 @@ impl TryFrom<RawRoute> for Route {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Agent {
     pub broker: Option<BrokerUrl>,
+    pub log: Option<LogLevel>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,
@@ -236,6 +238,8 @@ pub(super) struct Agent {
     pub stream_idle_ms: Option<IdleMs>,
     pub max_buffered_bytes: Option<BufferedBytes>,
     pub presence_refresh_s: Option<Within<1, 3_600>>,
+    pub stats_ms: Option<EveryMs>,
+    pub upstream_check_ms: Option<EveryMs>,
     pub reply_prefixes: Option<Vec<String>>,
     pub direct: Direct,
     pub service: Option<Vec<PartService>>,

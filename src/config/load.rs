@@ -5,14 +5,17 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use log::LevelFilter;
+
 use super::access::read_users;
 use super::host::Host;
 use super::login::Login;
 use super::service::{self, PartService};
-use super::values::{Within, resolve};
+use super::values::{LogLevel, Within, resolve};
 use super::{file, source};
 use crate::agent::{AgentSettings, Service};
 use crate::base::error::{Error, Result};
+use crate::base::logging::level_from_environment;
 use crate::base::topic::Id;
 use crate::cli;
 use crate::gateway::{
@@ -25,6 +28,8 @@ const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
 const DEFAULT_UPSTREAM: &str = "http://127.0.0.1:5001";
 const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(10);
 const DEFAULT_PRESENCE_REFRESH: Duration = Duration::from_secs(20);
+const DEFAULT_STATS: Option<Duration> = Some(Duration::from_secs(10));
+const DEFAULT_CHECK: Option<Duration> = Some(Duration::from_secs(10));
 
 /// Reads the broker's URL from a flag or its variable, and credentials from theirs.
 ///
@@ -66,6 +71,13 @@ pub(super) fn broker(
         (None, Some(url)) => login.complete(url),
         (flag, _) => broker_with(flag, login),
     }
+}
+
+// Which log lines are shown: what the environment says beats the file.
+fn log_level(file: Option<LogLevel>) -> Result<LevelFilter> {
+    let environment = level_from_environment()?;
+    let file = file.map(|level| level.0);
+    Ok(environment.or(file).unwrap_or(LevelFilter::Info))
 }
 
 // A name that no token has would shut everybody out, unnoticed.
@@ -121,6 +133,7 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
     };
     let login = Login::new(file.username, file.password_file, file.tls);
     Ok(GatewaySettings {
+        log: log_level(file.log)?,
         access,
         broker: broker(flags.broker.as_deref(), file.broker, login)?,
         listen,
@@ -242,6 +255,7 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
         .collect();
     let login = Login::new(file.username, file.password_file, file.tls);
     Ok(AgentSettings {
+        log: log_level(file.log)?,
         broker: broker(flags.broker.as_deref(), file.broker, login)?,
         id,
         keep_alive: file
@@ -263,6 +277,8 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
         presence_refresh: file
             .presence_refresh_s
             .map_or(DEFAULT_PRESENCE_REFRESH, Within::seconds),
+        stats: file.stats_ms.map_or(DEFAULT_STATS, |it| it.0),
+        upstream_check: file.upstream_check_ms.map_or(DEFAULT_CHECK, |it| it.0),
         reply_prefixes: file
             .reply_prefixes
             .unwrap_or_else(|| vec!["api/ping/response".into(), "recado/".into()]),

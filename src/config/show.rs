@@ -3,11 +3,16 @@
 use std::fmt;
 
 use http::Method;
+use log::LevelFilter;
 
 use crate::agent::{AgentSettings, HostHeader, HttpMode, ServiceMode};
 use crate::gateway::{Admission, GatewaySettings, Mode, Route, Users};
 use crate::link::{BrokerUrl, TlsFiles};
 use crate::stream::StreamLimits;
+
+fn write_log(f: &mut fmt::Formatter<'_>, level: LevelFilter) -> fmt::Result {
+    writeln!(f, "log = \"{}\"", level.as_str().to_lowercase())
+}
 
 fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
     let files = broker.tls_files();
@@ -39,6 +44,7 @@ impl fmt::Display for GatewaySettings {
     /// As a configuration file, secrets masked: what `--check` prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "broker = \"{}\"", self.broker)?;
+        write_log(f, self.log)?;
         writeln!(f, "listen = \"{}\"", self.listen)?;
         match &self.id {
             Some(id) => writeln!(f, "id = \"{id}\"")?,
@@ -147,6 +153,7 @@ impl fmt::Display for AgentSettings {
     /// As a configuration file, secrets masked: what `--check` prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "broker = \"{}\"", self.broker)?;
+        write_log(f, self.log)?;
         writeln!(f, "id = \"{}\"", self.id)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;
@@ -155,6 +162,12 @@ impl fmt::Display for AgentSettings {
         writeln!(f, "max_buffered_bytes = {}", self.buffered_bytes())?;
         let refresh = self.presence_refresh.as_secs();
         writeln!(f, "presence_refresh_s = {refresh}")?;
+        for (key, every) in [
+            ("stats_ms", self.stats),
+            ("upstream_check_ms", self.upstream_check),
+        ] {
+            writeln!(f, "{key} = {}", every.unwrap_or_default().as_millis())?;
+        }
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
         write_tls(f, &self.broker)?;
         for service in &self.services {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use http::Method;
+use log::LevelFilter;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -89,6 +90,26 @@ pub(super) type Streams = Within<0, 65_535>;
 
 pub(super) type IdleMs = Within<0, 86_400_000>;
 
+/// How often something happens, in milliseconds; 0: never.
+pub(super) struct EveryMs(pub Option<Duration>);
+
+impl<'de> Deserialize<'de> for EveryMs {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        let read = Within::<0, 3_600_000>::deserialize(deserializer)?;
+        match read.0 {
+            0 => Ok(EveryMs(None)),
+            // More often would cost more than it tells.
+            1..500 => Err(serde::de::Error::invalid_value(
+                serde::de::Unexpected::Unsigned(read.0),
+                &"0 or a whole number from 500 to 3600000",
+            )),
+            _ => Ok(EveryMs(Some(read.millis()))),
+        }
+    }
+}
+
 pub(super) type BufferedBytes = Within<1024, 4_294_967_295>;
 
 pub(super) type Count = Within<1, 65_535>;
@@ -102,6 +123,21 @@ impl TryFrom<String> for Template {
 
     fn try_from(text: String) -> std::result::Result<Template, Self::Error> {
         TopicTemplate::new(&text).map(Template)
+    }
+}
+
+/// Which log lines are shown.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct LogLevel(pub LevelFilter);
+
+impl TryFrom<String> for LogLevel {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<LogLevel, String> {
+        text.parse().map(LogLevel).map_err(|_| {
+            format!("found {text:?}, allowed are off, error, warn, info, debug and trace")
+        })
     }
 }
 

@@ -4,11 +4,11 @@ use std::io::{self, ErrorKind, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Method, Version};
 
-use super::handler::{Client, Handler};
+use super::handler::{Client, Exchange, Handler};
 use super::incoming::Incoming;
 use super::options::HttpLimits;
 use super::outgoing::pour;
@@ -68,31 +68,44 @@ impl<'a> Connection<'a> {
                 Err(Stop::Silent) => return Ending::Close,
                 Err(Stop::Refused(bad)) => return self.refuse(bad),
             };
+            let begun = Instant::now();
             let mut request = head.request;
+            let whole = body.len() as u64;
             *request.body_mut() = body;
-            let method = request.method().clone();
+            let (method, uri) = (request.method().clone(), request.uri().clone());
             let version = request.version();
             let response = self.answer(request);
-            if response.extensions().get::<Unanswered>().is_some() {
-                return Ending::Close;
-            }
+            let is_silent = response.extensions().get::<Unanswered>().is_some();
             let response = self.affordable(response);
             let delimited = Delimited::of(&response, &method, version);
             let keep_alive = head.keep_alive
                 && delimited != Delimited::Close
                 && !self.reading.stopping.load(Ordering::SeqCst)
                 && self.is_behind(incoming.as_deref(), &response);
-            if self.write(&response, &method, version, keep_alive).is_err() {
+            let (sent, written) = match is_silent {
+                true => (0, Err(ErrorKind::ConnectionAborted.into())),
+                false => self.write(&response, &method, version, keep_alive),
+            };
+            let upgraded = incoming.as_deref();
+            let upgraded = upgraded.filter(|_| written.is_ok() && delimited == Delimited::Upgraded);
+            if let Some(incoming) = upgraded {
+                incoming.wait();
+            }
+            self.handler.ended(&Exchange {
+                peer: self.slot.peer,
+                asked: Some((&method, &uri)),
+                response: &response,
+                received: incoming.as_ref().map_or(whole, |it| it.count()),
+                sent,
+                is_whole: written.is_ok(),
+                took: begun.elapsed(),
+            });
+            if written.is_err() || upgraded.is_some() {
                 return Ending::Close;
             }
-            match incoming {
-                Some(incoming) if delimited == Delimited::Upgraded => {
-                    incoming.wait();
-                    return Ending::Close;
-                }
-                // It may still be sending, and would not read the answer if it were cut off.
-                Some(incoming) if !keep_alive => incoming.drain(),
-                _ => {}
+            // It may still be sending, and would not read the answer if it were cut off.
+            if let Some(incoming) = incoming.filter(|_| !keep_alive) {
+                incoming.drain();
             }
             if !keep_alive {
                 return Ending::Linger;
@@ -114,7 +127,6 @@ impl<'a> Connection<'a> {
         let given = response.headers().get(X_REQUEST_ID);
         let id = RequestId::given(given).unwrap_or_else(RequestId::random);
         let failure = Failure::NoMemoryForAnswer(self.limits.buffered_bytes());
-        log::warn!("request {id}: 503 at the gateway: {failure}");
         Problem::from(failure).response(&id)
     }
 
@@ -138,25 +150,35 @@ impl<'a> Connection<'a> {
     }
 
     fn refuse(&mut self, bad: BadRequest) -> Ending {
-        log::debug!("{}: {} {}", self.slot.peer, bad.status, bad.reason);
         let response = Problem::from(Failure::from(bad)).response(&RequestId::random());
         let method = match self.reading.is_head {
             true => Method::HEAD,
             false => Method::GET,
         };
-        match self.write(&response, &method, Version::HTTP_11, false) {
+        let (sent, written) = self.write(&response, &method, Version::HTTP_11, false);
+        self.handler.ended(&Exchange {
+            peer: self.slot.peer,
+            asked: None,
+            response: &response,
+            received: 0,
+            sent,
+            is_whole: written.is_ok(),
+            took: Duration::ZERO,
+        });
+        match written {
             Ok(()) => Ending::Linger,
             Err(_) => Ending::Close,
         }
     }
 
+    // Returns how many bytes of the body were written, too.
     fn write(
         &mut self,
         response: &Response,
         method: &Method,
         version: Version,
         keep_alive: bool,
-    ) -> io::Result<()> {
+    ) -> (u64, io::Result<()>) {
         self.out.clear();
         write_head(&mut self.out, response, method, version, keep_alive);
         if let Some(source) = response.body().stream() {
@@ -170,13 +192,15 @@ impl<'a> Connection<'a> {
             false => &[],
         };
         let deadline = Instant::now() + self.limits.body_timeout;
-        if body.len() <= ONE_WRITE_BYTES {
+        let written = if body.len() <= ONE_WRITE_BYTES {
             self.out.extend_from_slice(body);
             self.write_before(&self.out, deadline)
         } else {
-            self.write_before(&self.out, deadline)?;
-            self.write_before(body, deadline)
-        }
+            let head = self.write_before(&self.out, deadline);
+            head.and_then(|()| self.write_before(body, deadline))
+        };
+        let sent = if written.is_ok() { body.len() } else { 0 };
+        (sent as u64, written)
     }
 
     // The send time-out that the server set bounds each write; the deadline bounds them all.

@@ -4,16 +4,15 @@
 //! bounded pool. Everything is bounded: connections, head, body, and the time that a client may
 //! take for each. A client above the bound gets a 503 and is closed.
 
-use std::cell::Cell;
 use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Ending};
-use super::handler::{Front, Handler};
+use super::handler::{Exchange, Front, Handler};
 use super::linger::Linger;
 use super::listen::wake;
 use super::options::HttpLimits;
@@ -43,7 +42,7 @@ pub struct Guarded {
 }
 
 struct Server {
-    limits: HttpLimits,
+    limits: RwLock<Arc<HttpLimits>>,
     handler: Box<dyn Handler>,
     budget: Arc<Budget>,
     stopping: AtomicBool,
@@ -61,16 +60,17 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
     })?;
     let (trigger, stop) = threads::stop_signal();
     let (linger, linger_thread) = Linger::start(stop.clone())?;
+    let max_workers = limits.max_connections;
     let server = Arc::new(Server {
         budget: Budget::new(limits.buffered_bytes()),
-        limits,
+        limits: RwLock::new(Arc::new(limits)),
         handler: Box::new(handler),
         stopping: AtomicBool::new(false),
         slots: Mutex::new(Vec::new()),
     });
     let options = PoolOptions {
         name: "http",
-        max_workers: server.limits.max_connections,
+        max_workers,
         queue: 0,
         // 256 connections must be small; what is not touched costs nothing.
         stack_kib: 256,
@@ -86,7 +86,6 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
         pool: Arc::clone(&pool),
         linger,
         stop,
-        last_refusal: Cell::new(None),
     };
     let accept = threads::spawn("accept", 128, move || acceptor.run())?;
     Ok(Guarded {
@@ -102,6 +101,13 @@ pub fn start(listener: TcpListener, limits: HttpLimits, handler: impl Handler) -
 impl Front for Guarded {
     fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    fn set_limits(&self, limits: &HttpLimits) -> bool {
+        self.pool.set_max_workers(limits.max_connections);
+        let own = self.server.limits.write();
+        *own.unwrap_or_else(PoisonError::into_inner) = Arc::new(limits.clone());
+        true
     }
 
     fn stop(self: Box<Self>, deadline: Instant) -> Result<()> {
@@ -125,6 +131,11 @@ impl Front for Guarded {
 }
 
 impl Server {
+    fn limits(&self) -> Arc<HttpLimits> {
+        let limits = self.limits.read();
+        Arc::clone(&limits.unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn shut(&self, how: Shutdown, which: impl Fn(&Slot) -> bool) {
         for slot in lock(&self.slots).iter().filter_map(Weak::upgrade) {
             if which(&slot) {
@@ -135,9 +146,10 @@ impl Server {
 }
 
 fn serve(server: &Server, linger: &Linger, slot: &Slot) {
+    let limits = server.limits();
     let connection = Connection::new(
         slot,
-        &server.limits,
+        &limits,
         &*server.handler,
         &server.stopping,
         &server.budget,
@@ -153,8 +165,6 @@ struct Acceptor {
     pool: Arc<Pool<Arc<Slot>>>,
     linger: Linger,
     stop: StopSignal,
-    // When a refusal was logged last: an overload must not flood the log too.
-    last_refusal: Cell<Option<Instant>>,
 }
 
 impl Acceptor {
@@ -192,7 +202,7 @@ impl Acceptor {
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
-        let _ = stream.set_write_timeout(Some(self.server.limits.body_timeout));
+        let _ = stream.set_write_timeout(Some(self.server.limits().body_timeout));
         let slot = Arc::new(Slot {
             stream: Arc::new(stream),
             peer,
@@ -201,7 +211,7 @@ impl Acceptor {
         {
             let mut slots = lock(&self.server.slots);
             // Cheap enough to do now and then, and it keeps the list as short as the pool.
-            if slots.len() >= 2 * self.server.limits.max_connections {
+            if slots.len() >= 2 * self.server.limits().max_connections {
                 slots.retain(|slot| slot.strong_count() > 0);
             }
             slots.push(Arc::downgrade(&slot));
@@ -212,21 +222,22 @@ impl Acceptor {
     }
 
     fn refuse(&self, slot: &Slot) {
-        let now = Instant::now();
-        if self
-            .last_refusal
-            .get()
-            .is_none_or(|last| now - last > Duration::from_secs(1))
-        {
-            log::warn!("{}: refused, all connections are in use", slot.peer);
-            self.last_refusal.set(Some(now));
-        }
-        let limit = self.server.limits.max_connections;
+        let limit = self.server.limits().max_connections;
         let problem = Problem::from(Failure::TooManyConnections(limit));
         let response = problem.response(&RequestId::random());
         // It fits the socket's empty buffer, so this does not block the accept thread.
         let _ = slot.stream.set_nonblocking(true);
-        let _ = (&*slot.stream).write_all(&last_answer(&response));
+        let answer = last_answer(&response);
+        let written = (&*slot.stream).write_all(&answer);
+        self.server.handler.ended(&Exchange {
+            peer: slot.peer,
+            asked: None,
+            response: &response,
+            received: 0,
+            sent: response.body().len() as u64,
+            is_whole: written.is_ok(),
+            took: Duration::ZERO,
+        });
         self.linger.close(Arc::clone(&slot.stream));
     }
 }

@@ -6,10 +6,12 @@
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use http::{Method, Uri};
 use socket2::SockRef;
 
+use super::options::HttpLimits;
 use crate::base::error::Result;
 use crate::http::{Request, Response};
 
@@ -32,6 +34,27 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Answers one request of a client.
     fn handle(&self, request: Request, client: &Client<'_>) -> Response;
+
+    /// Takes note of what became of a request: once for each, when its answer was sent, or was not.
+    fn ended(&self, _exchange: &Exchange<'_>) {}
+}
+
+/// A request and what became of it.
+pub struct Exchange<'a> {
+    /// Where its connection comes from.
+    pub peer: SocketAddr,
+    /// What was asked for, unless that could not be read.
+    pub asked: Option<(&'a Method, &'a Uri)>,
+    /// The answer.
+    pub response: &'a Response,
+    /// How many bytes of the request's body were read.
+    pub received: u64,
+    /// How many bytes of the answer's body were sent.
+    pub sent: u64,
+    /// Whether the answer was sent to its end, as far as is known here.
+    pub is_whole: bool,
+    /// How long all of it took, since the request was read.
+    pub took: Duration,
 }
 
 /// Who sent a request.
@@ -86,6 +109,11 @@ where
 pub trait Front: Send + Sync {
     /// The address it listens on, with the real port.
     fn address(&self) -> SocketAddr;
+
+    /// Bounds further connections like this. Returns whether it can do that.
+    fn set_limits(&self, _limits: &HttpLimits) -> bool {
+        false
+    }
 
     /// Accepts no more connections, lets the requests in hand be answered, and joins its threads.
     ///

@@ -3,7 +3,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ pub(super) struct Incoming {
     stream: Arc<TcpStream>,
     length: Option<u64>,
     upgrades: bool,
+    // How many bytes were read.
+    read: AtomicU64,
     state: Mutex<State>,
     // Nobody wants it any more.
     is_cancelled: AtomicBool,
@@ -52,6 +54,7 @@ impl Incoming {
             stream,
             length: content.length(),
             upgrades: content.ends_with_connection(),
+            read: AtomicU64::new(0),
             state: Mutex::new(State {
                 content,
                 owes_continue,
@@ -75,6 +78,11 @@ impl Incoming {
             false => state.content.is_over(),
         };
         is_behind.then(|| state.content.take_buffer())
+    }
+
+    /// How many bytes were read so far.
+    pub fn count(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// Whether nobody reads it any more.
@@ -147,8 +155,12 @@ impl Source for Incoming {
     fn read(&self, max: usize, patience: Duration) -> io::Result<Chunk> {
         let mut state = lock(&self.state);
         let next = self.next(&mut state, max, patience);
-        if matches!(next, Ok(Chunk::End) | Err(_)) {
-            self.set_done();
+        match &next {
+            Ok(Chunk::Bytes(bytes)) => {
+                self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            Ok(Chunk::Nothing) => {}
+            Ok(Chunk::End) | Err(_) => self.set_done(),
         }
         next
     }

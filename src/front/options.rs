@@ -29,7 +29,7 @@ impl fmt::Display for FrontKind {
 }
 
 /// The bounds of an HTTP front.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpLimits {
     /// Connections at a time; the next one gets a 503.
     pub max_connections: usize,

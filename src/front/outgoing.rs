@@ -15,7 +15,8 @@ use crate::http::{Chunk, Source};
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Writes a body behind its head, each piece as soon as it is here; `head` goes with the first one, or
-/// alone if that takes a while. A piece may take the client as long as `patience`.
+/// alone if that takes a while. A piece may take the client as long as `patience`. Returns how many bytes
+/// of it were written.
 ///
 /// Errors: it was not written to its end, and the client is made to see that.
 pub(super) fn pour(
@@ -25,7 +26,7 @@ pub(super) fn pour(
     client: &Client<'_>,
     stream: &TcpStream,
     patience: Duration,
-) -> io::Result<()> {
+) -> (u64, io::Result<()>) {
     let sending = match delimited {
         Delimited::Length(length) => Sending::Length(length),
         Delimited::Chunked => Sending::Chunked,
@@ -33,7 +34,7 @@ pub(super) fn pour(
         // Whoever sends one in spite of that must not be taken for the next answer.
         Delimited::Nothing => {
             source.cancel();
-            return write_all(stream, &[&head], Some(patience));
+            return (0, write_all(stream, &[&head], Some(patience)));
         }
     };
     let mut pouring = Pouring {
@@ -42,20 +43,13 @@ pub(super) fn pour(
         is_upgraded: delimited == Delimited::Upgraded,
         head,
         patience,
+        written: 0,
     };
-    // Where the end of the connection is the end of the body, an orderly one before its time would be a
-    // lie. So until then it would be reset, even if this process is killed.
-    let ends_with_connection = sending == Sending::Close;
-    if ends_with_connection {
-        SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
+    let poured = pouring.whole(source, client);
+    if poured.is_err() {
+        source.cancel();
     }
-    let poured = pouring.run(source, client);
-    match &poured {
-        Ok(()) if ends_with_connection => SockRef::from(stream).set_linger(None)?,
-        Ok(()) => {}
-        Err(_) => source.cancel(),
-    }
-    poured
+    (pouring.written, poured)
 }
 
 struct Pouring<'a> {
@@ -64,9 +58,25 @@ struct Pouring<'a> {
     is_upgraded: bool,
     head: Vec<u8>,
     patience: Duration,
+    // How many bytes of the body.
+    written: u64,
 }
 
 impl Pouring<'_> {
+    // Where the end of the connection is the end of the body, an orderly one before its time would be a
+    // lie. So until then it would be reset, even if this process is killed.
+    fn whole(&mut self, source: &dyn Source, client: &Client<'_>) -> io::Result<()> {
+        let ends_with_connection = self.sending == Sending::Close;
+        if ends_with_connection {
+            SockRef::from(self.stream).set_linger(Some(Duration::ZERO))?;
+        }
+        self.run(source, client)?;
+        match ends_with_connection {
+            true => SockRef::from(self.stream).set_linger(None),
+            false => Ok(()),
+        }
+    }
+
     fn run(&mut self, source: &dyn Source, client: &Client<'_>) -> io::Result<()> {
         loop {
             let wait = if self.head.is_empty() {
@@ -79,6 +89,7 @@ impl Pouring<'_> {
                 Chunk::Bytes(bytes) => {
                     let patience = Some(self.patience);
                     self.sending.piece(self.stream, &head, &bytes, patience)?;
+                    self.written += bytes.len() as u64;
                 }
                 Chunk::Nothing if head.is_empty() => {
                     if !self.is_upgraded && client.has_hung_up() {
@@ -133,7 +144,8 @@ mod tests {
         let source = Endless::default();
         let head = b"HTTP/1.1 304 ".to_vec();
         let (to, patience) = (Client::patient(), Duration::from_secs(30));
-        pour(&source, Delimited::Nothing, head, &to, &stream, patience).unwrap();
+        let poured = pour(&source, Delimited::Nothing, head, &to, &stream, patience);
+        assert!(matches!(poured, (0, Ok(()))));
         drop(stream);
         let mut got = String::new();
         client.read_to_string(&mut got).unwrap();

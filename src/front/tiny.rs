@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use socket2::SockRef;
 
-use super::handler::{Client, Front, Handler};
+use super::handler::{Client, Exchange, Front, Handler};
 use super::listen::{connect, wake};
 use super::options::HttpLimits;
 use crate::base::error::{Error, Result};
@@ -219,7 +219,8 @@ impl ReceiveLoop {
 
     fn dispatch(&self, request: tiny_http::Request, known: &mut HashSet<SocketAddr>) {
         if request.url() == self.check {
-            return send(request, &Response::default());
+            send(request, &Response::default());
+            return;
         }
         if let Some(peer) = request.remote_addr() {
             if known.len() >= MAX_RINGS {
@@ -297,17 +298,31 @@ fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes
         .remote_addr()
         .copied()
         .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+    let begun = Instant::now();
+    let mut asked = None;
+    let mut received = 0;
     let response = match convert(&mut request, max_body_bytes) {
         Ok(converted) => {
             let client = Client {
                 peer,
                 connection: None,
             };
+            asked = Some((converted.method().clone(), converted.uri().clone()));
+            received = converted.body().len() as u64;
             handler.handle(converted, &client)
         }
         Err(bad) => Problem::from(Failure::from(bad)).response(&RequestId::random()),
     };
-    send(request, &response);
+    let sent = send(request, &response);
+    handler.ended(&Exchange {
+        peer,
+        asked: asked.as_ref().map(|(method, uri)| (method, uri)),
+        response: &response,
+        received,
+        sent: sent.unwrap_or(0),
+        is_whole: sent.is_some(),
+        took: begun.elapsed(),
+    });
 }
 
 fn convert(
@@ -363,7 +378,9 @@ fn convert(
     Ok(converted)
 }
 
-fn send(request: tiny_http::Request, response: &Response) {
+// Returns how many bytes of the body were sent; `None`: the client is gone.
+fn send(request: tiny_http::Request, response: &Response) -> Option<u64> {
+    let is_sent = has_body(response.status()) && *request.method() != tiny_http::Method::Head;
     let headers = response
         .headers()
         .iter()
@@ -392,6 +409,8 @@ fn send(request: tiny_http::Request, response: &Response) {
     )
     // Above 32 KiB it would send chunks.
     .with_chunked_threshold(usize::MAX);
-    // It fails where the client is gone; there is nobody left to tell.
-    let _ = request.respond(sent);
+    let responded = request.respond(sent);
+    responded
+        .ok()
+        .map(|()| if is_sent { length as u64 } else { 0 })
 }

@@ -168,8 +168,8 @@ impl Gate {
         log::warn!("wrong credentials from {address}, {total} so far from anybody");
     }
 
-    // Who sends it: behind a trusted proxy, whom that names.
-    fn address(&self, headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
+    /// Who sends it: behind a trusted proxy, whom that names.
+    pub fn address(&self, headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
         let named = headers.get_all("x-forwarded-for").iter().next_back();
         let named = named.filter(|_| self.trusts(peer));
         let last =

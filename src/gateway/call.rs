@@ -7,11 +7,11 @@ use http::StatusCode;
 
 use super::pending::{GaveUp, Pending};
 use super::presence::Presence;
-use super::timing::Timing;
 use crate::base::topic::Topic;
 use crate::front::Client;
 use crate::http::Failure;
 use crate::link::{PublishError, Publisher};
+use crate::monitor::trace::Away;
 use crate::stream::{Opened, Stream, Why};
 use crate::wire::reply::timing;
 use crate::wire::{Correlation, Message};
@@ -67,7 +67,7 @@ impl Inbox {
         client: &Client<'_>,
         known: &Presence,
         call: Call,
-    ) -> std::result::Result<(Reply, Timing), Failure> {
+    ) -> std::result::Result<(Reply, Away), Failure> {
         if call.deadline <= Instant::now() {
             return Err(Failure::TooLate);
         }
@@ -122,12 +122,12 @@ impl Inbox {
             return Err(Failure::ReplyOver(self.max_body_bytes));
         }
         let (queue, upstream) = timing(&reply.message.properties);
-        let timing = Timing {
-            away: Some(published.elapsed()),
+        let away = Away {
+            total: published.elapsed(),
             queue,
             upstream,
         };
-        Ok((reply, timing))
+        Ok((reply, away))
     }
 }
 

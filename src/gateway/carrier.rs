@@ -1,22 +1,25 @@
 //! What the two modes share: the way to the broker and who waits there.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, header};
 
 use super::access::{Caller, Gate};
+use super::call::{Call, Inbox, Reply};
 use super::inbox::Inboxes;
 use super::presence::Presence;
 use super::router::{Found, Router};
 use super::settings::GatewaySettings;
-use super::timing::Timing;
 use crate::base::error::Result;
 use crate::base::topic::Id;
 use crate::front::Client;
 use crate::http::{Failure, Request, RequestId, Response};
 use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
+use crate::monitor::Monitor;
+use crate::monitor::trace::{Away, Trace};
+use crate::wire::reply::AGENT;
 use crate::wire::{JSON, packet_limit};
 
 /// How many messages may wait to be written to the broker, unless more may wait for a reply.
@@ -35,13 +38,19 @@ pub(super) struct Carrier {
     pub via: bool,
     /// The longest body that is one message.
     pub whole_bytes: usize,
+    pub monitor: Arc<Monitor>,
+    /// The broker, without what is secret.
+    pub broker: String,
+    pub started: SystemTime,
 }
 
 impl Carrier {
     pub fn start(settings: &GatewaySettings) -> Result<(Link, Carrier)> {
         let id = settings.id.clone().unwrap_or_else(Id::random);
         let router = Router::new(&settings.routes, &settings.names)?;
-        let inboxes = Arc::new(Inboxes::new(&router, &id, settings)?);
+        let monitor = Arc::new(Monitor::default());
+        let inboxes = Inboxes::new(&router, &id, settings, Arc::clone(&monitor))?;
+        let inboxes = Arc::new(inboxes);
         let presence = Arc::new(Presence::default());
         let options = LinkOptions {
             broker: settings.broker.clone(),
@@ -60,9 +69,11 @@ impl Carrier {
         let (received, known) = (Arc::clone(&inboxes), Arc::clone(&presence));
         let relied_upon = settings.presence;
         let name = format!("recado-{id}");
+        let counted = Arc::clone(&monitor);
         let link = Link::start(options, move |publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as gateway {id}");
+                counted.metrics.connected();
                 known.connected(relied_upon && publisher.offer().retain);
                 received.streams().connected(publisher, Instant::now());
                 received.probe(publisher);
@@ -85,8 +96,30 @@ impl Carrier {
             name,
             via: settings.via,
             whole_bytes: settings.http.whole_bytes(),
+            monitor,
+            broker: settings.broker.to_string(),
+            started: SystemTime::now(),
         };
         Ok((link, shared))
+    }
+
+    /// The same with other routes, names, limits and rules of access.
+    ///
+    /// Errors: routes are in conflict ([`Error::Usage`](crate::base::error::Error::Usage)).
+    pub fn with(&self, settings: &GatewaySettings) -> Result<Carrier> {
+        Ok(Carrier {
+            publisher: Arc::clone(&self.publisher),
+            router: Router::new(&settings.routes, &settings.names)?,
+            inboxes: Arc::clone(&self.inboxes),
+            presence: Arc::clone(&self.presence),
+            gate: Gate::new(settings.access.clone()),
+            name: self.name.clone(),
+            via: settings.via,
+            whole_bytes: self.whole_bytes,
+            monitor: Arc::clone(&self.monitor),
+            broker: self.broker.clone(),
+            started: self.started,
+        })
     }
 
     pub fn ready(&self) -> std::result::Result<(), Failure> {
@@ -116,19 +149,44 @@ pub(super) struct Asked<'a> {
     pub begun: Instant,
 }
 
-/// An answer, and which share of the time was spent where.
+/// An answer, and where its time went.
 pub(super) struct Answer {
     pub response: Response,
-    pub timing: Timing,
+    /// What was spent away from here; `None`: it did not leave.
+    pub away: Option<Away>,
 }
 
 impl From<Response> for Answer {
     fn from(response: Response) -> Answer {
         Answer {
             response,
-            timing: Timing::default(),
+            away: None,
         }
     }
+}
+
+/// Calls, and takes note of what is called and who answers.
+pub(super) fn call_traced(
+    carrier: &Carrier,
+    inbox: &Inbox,
+    client: &Client<'_>,
+    call: Call,
+    trace: &mut Trace,
+) -> std::result::Result<(Reply, Away), Failure> {
+    let asked = call.topic.as_str();
+    let named = asked
+        .strip_prefix("recado/agents/")
+        .and_then(|rest| rest.strip_suffix("/request"));
+    trace.agent = named.map(str::to_owned);
+    trace.topic = Some(call.topic.clone());
+    trace.inbox = Some(inbox.topic.clone());
+    trace.correlation = Some(call.correlation);
+    let called = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
+    let answers = called.0.message.properties.user(AGENT);
+    if let Some(id) = answers.filter(|id| Id::new(*id).is_ok()) {
+        trace.agent = Some(id.to_owned());
+    }
+    Ok(called)
 }
 
 pub(super) fn json_response(body: Bytes) -> Response {

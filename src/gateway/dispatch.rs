@@ -3,19 +3,20 @@
 use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use serde_json::json;
 
 use super::access::Caller;
 use super::carrier::{Answer, Asked, Carrier, json_response};
 use super::router::{Endpoint, Found, with_slash};
 use super::settings::Mode;
-use super::timing::Timing;
-use super::{forward, json};
-use crate::base::logging::excerpt;
+use super::{forward, json, views};
 use crate::front::Client;
+use crate::http::failure::Wanted;
 use crate::http::{
     Failure, Problem, Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone,
 };
+use crate::monitor::page::page;
+use crate::monitor::trace::{Shares, Trace};
+use crate::wire::Hop;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
@@ -23,88 +24,137 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub(super) fn handle(carrier: &Carrier, request: &Request, client: &Client<'_>) -> Response {
     let begun = Instant::now();
     let id = RequestId::of(request.headers());
+    let address = carrier.gate.address(request.headers(), client.peer);
+    let mut trace = Trace::of_nothing(Some(id.clone()), address);
     let found = carrier.router.find(request);
-    let answer = found.and_then(|found| answer(carrier, request, &found, client, &id, begun));
-    let (mut response, timing) = match answer {
-        Ok(answer) => (answer.response, answer.timing),
+    if let Ok(found) = &found {
+        trace.route = carrier.router.label(found.endpoint);
+        trace.is_own = !matches!(found.endpoint, Endpoint::Route(_));
+        if !trace.is_own {
+            let live = &carrier.monitor.live;
+            trace.number = live.begun(request.method(), request.uri(), &trace);
+        }
+    }
+    let answer = found.and_then(|found| {
+        let reached = Reached {
+            carrier,
+            request,
+            found: &found,
+            client,
+            id: &id,
+            begun,
+        };
+        reached.answer(&mut trace)
+    });
+    let (mut response, away) = match answer {
+        Ok(answer) => (answer.response, answer.away),
         Err(failure) => {
-            let problem = Problem::from(failure);
-            log::warn!(
-                "request {id} from {}: {} {}: {} at the {}: {}",
-                client.peer.ip(),
-                request.method(),
-                excerpt(request.uri().path().as_bytes()),
-                problem.status.as_u16(),
-                problem.hop.as_str(),
-                excerpt(problem.detail.as_bytes())
-            );
-            let mut response = problem.response(&id);
-            if problem.status == client_gone() {
+            let mut response = Problem::from(failure).response(&id);
+            if response.status() == client_gone() {
                 response.extensions_mut().insert(Unanswered);
             }
-            (response, Timing::default())
+            (response, None)
         }
     };
+    if away.is_some() {
+        trace.hop = Hop::Upstream;
+    }
+    let shares = Shares {
+        total: begun.elapsed(),
+        away,
+    };
+    trace.shares = Some(shares);
     let headers = response.headers_mut();
     if let Some(value) = id.header() {
         headers.insert(X_REQUEST_ID, value);
     }
-    if let Ok(value) = HeaderValue::try_from(timing.header(begun.elapsed())) {
+    if let Ok(value) = HeaderValue::try_from(shares.to_string()) {
         headers.append(SERVER_TIMING, value);
     }
+    response.extensions_mut().insert(trace);
     response
 }
 
-fn answer(
-    carrier: &Carrier,
-    request: &Request,
-    found: &Found<'_>,
-    client: &Client<'_>,
-    id: &RequestId,
+// A request that has found what it leads to.
+struct Reached<'a> {
+    carrier: &'a Carrier,
+    request: &'a Request,
+    found: &'a Found<'a>,
+    client: &'a Client<'a>,
+    id: &'a RequestId,
     begun: Instant,
-) -> std::result::Result<Answer, Failure> {
-    let (headers, gate) = (request.headers(), &carrier.gate);
-    let caller = match found.endpoint {
-        Endpoint::Health | Endpoint::Ready => Caller::Anybody,
-        Endpoint::Agents | Endpoint::Agent => gate.admit(None, headers, client.peer)?,
-        Endpoint::Route(route) | Endpoint::Slash(route) => {
-            let route = &carrier.router.routes()[route];
-            gate.admit(Some(route), headers, client.peer)?
-        }
-    };
-    match found.endpoint {
-        Endpoint::Health => Ok(status_document("ok").into()),
-        Endpoint::Ready => carrier.ready().map(|()| status_document("ready").into()),
-        Endpoint::Agents => {
-            carrier.ready()?;
-            let agents = json!({ "agents": carrier.presence.agents(begun) });
-            Ok(json_response(agents.to_string().into()).into())
-        }
-        Endpoint::Agent => one_agent(carrier, found.parameter("id").unwrap_or_default(), begun),
-        Endpoint::Slash(_) => Ok(redirect(&with_slash(request)).into()),
-        Endpoint::Route(route) => {
-            let asked = Asked {
-                route,
-                found,
-                request,
-                client,
-                caller,
-                id,
-                begun,
-            };
-            match carrier.router.routes()[route].mode {
-                Mode::Json { .. } => json::carry(carrier, &asked),
-                Mode::Http => forward::carry(carrier, &asked),
+}
+
+impl Reached<'_> {
+    fn answer(&self, trace: &mut Trace) -> std::result::Result<Answer, Failure> {
+        let Reached {
+            carrier,
+            request,
+            found,
+            begun,
+            ..
+        } = *self;
+        let caller = self.admitted()?;
+        let own: Response = match found.endpoint {
+            Endpoint::Health => status_document("ok"),
+            Endpoint::Ready => carrier.ready().map(|()| status_document("ready"))?,
+            Endpoint::Agents => views::agents(carrier, begun)?,
+            Endpoint::Agent => {
+                let id = found.parameter("id").unwrap_or_default();
+                views::agent(carrier, id, begun)?
+            }
+            Endpoint::Page => page()?,
+            Endpoint::Events => views::events(carrier, request, self.client)?,
+            Endpoint::Metrics => views::metrics(carrier, request.headers())?,
+            Endpoint::Slash(_) => redirect(&with_slash(request)),
+            Endpoint::Route(route) => return self.carry(route, caller, trace),
+        };
+        Ok(own.into())
+    }
+
+    // Who sent it.
+    //
+    // Errors: it may not ask for this.
+    fn admitted(&self) -> std::result::Result<Caller<'_>, Failure> {
+        let (headers, gate) = (self.request.headers(), &self.carrier.gate);
+        let peer = self.client.peer;
+        match self.found.endpoint {
+            Endpoint::Health | Endpoint::Ready => Ok(Caller::Anybody),
+            Endpoint::Route(route) | Endpoint::Slash(route) => {
+                let route = &self.carrier.router.routes()[route];
+                gate.admit(Some(route), headers, peer)
+            }
+            // A browser can't show a token unless something asks for it: the page does, and shows
+            // nothing before its events are admitted.
+            Endpoint::Page => match gate.admit(None, headers, peer) {
+                Err(Failure::NoCredentials(Wanted::Token)) => Ok(Caller::Anybody),
+                admitted => admitted,
+            },
+            Endpoint::Agents | Endpoint::Agent | Endpoint::Events | Endpoint::Metrics => {
+                gate.admit(None, headers, peer)
             }
         }
     }
-}
 
-fn one_agent(carrier: &Carrier, id: &str, now: Instant) -> std::result::Result<Answer, Failure> {
-    carrier.ready()?;
-    match carrier.presence.agent(id, now) {
-        Some(agent) => Ok(json_response(json!(agent).to_string().into()).into()),
-        None => Err(Failure::UnknownAgent(excerpt(id.as_bytes()).to_string())),
+    fn carry(
+        &self,
+        route: usize,
+        caller: Caller<'_>,
+        trace: &mut Trace,
+    ) -> std::result::Result<Answer, Failure> {
+        let asked = Asked {
+            route,
+            found: self.found,
+            request: self.request,
+            client: self.client,
+            caller,
+            id: self.id,
+            begun: self.begun,
+        };
+        match self.carrier.router.routes()[route].mode {
+            Mode::Json { .. } => json::carry(self.carrier, &asked, trace),
+            Mode::Http => forward::carry(self.carrier, &asked, trace),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{StatusCode, Version};
 
 use super::call::{Call, Inbox, Reply};
-use super::carrier::{Answer, Asked, Carrier};
+use super::carrier::{Answer, Asked, Carrier, call_traced};
 use super::onward::{Passage, append, ends_here, is_in_a_circle, onward};
 use super::outward::{outward, prefix};
 use super::router::Endpoint;
@@ -18,6 +18,7 @@ use super::table::Target;
 use crate::base::topic::Topic;
 use crate::front::Takes;
 use crate::http::{Body, Failure, Problem, Request, Response, Source};
+use crate::monitor::trace::Trace;
 use crate::stream::{Incoming, Opened, TooMany, Why, send_on};
 use crate::wire::Correlation;
 use crate::wire::http::{HOST, UPGRADE, read_reply, write_request};
@@ -46,7 +47,7 @@ fn wants_whole(carrier: &Carrier, head: &Request, now: Instant) -> bool {
     if carrier.router.routes()[number].mode != Mode::Http {
         return true;
     }
-    let inbox = &carrier.inboxes.of(number).topic;
+    let inbox = &carrier.inboxes.of(&carrier.router.routes()[number]).topic;
     let topic = carrier.router.topic(number, &found);
     topic.is_ok_and(|topic| {
         let target = carrier.presence.http_target(&topic, inbox, now);
@@ -55,13 +56,17 @@ fn wants_whole(carrier: &Carrier, head: &Request, now: Instant) -> bool {
 }
 
 /// Carries a request to an agent and its reply back.
-pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Failure> {
+pub(super) fn carry(
+    carrier: &Carrier,
+    asked: &Asked<'_>,
+    trace: &mut Trace,
+) -> std::result::Result<Answer, Failure> {
     let (request, client, number) = (asked.request, asked.client, asked.route);
     if let Some(response) = ends_here(request, &carrier.router.routes()[number].methods) {
         return Ok(response.into());
     }
     let topic = carrier.router.topic(number, asked.found)?;
-    let inbox = carrier.inboxes.of(number);
+    let inbox = carrier.inboxes.of(&carrier.router.routes()[number]);
     let streams = target(carrier, &topic, inbox, asked.begun)? && client.takes_streams();
     let follows = request.body().stream();
     let upgrade = asked_upgrade(request);
@@ -94,16 +99,19 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
         call.correlation
     );
     let correlation = call.correlation;
-    let called = inbox.call(&carrier.publisher, client, &carrier.presence, call);
+    let called = call_traced(carrier, inbox, client, call, trace);
     if streams && matches!(called, Err(Failure::HungUp)) {
         give_up(carrier, asked, correlation);
     }
-    let response = called.and_then(|(reply, timing)| {
+    let response = called.and_then(|(reply, away)| {
         let mut response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
         if carrier.router.routes()[number].rewrite {
             outward(&mut response, request, &prefix, trusted);
         }
-        Ok(Answer { response, timing })
+        Ok(Answer {
+            response,
+            away: Some(away),
+        })
     });
     // Where the answer is all here, nobody takes the rest of the body.
     let goes_on = |it: &Answer| it.response.body().stream().is_some();
@@ -161,7 +169,7 @@ fn prepare(
         via: carrier.via,
     };
     let onward = onward(request, &passage);
-    let inbox = carrier.inboxes.of(asked.route);
+    let inbox = carrier.inboxes.of(route);
     let timeout = timeout(request, route.timeout);
     let mut call = carrier
         .inboxes

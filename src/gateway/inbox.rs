@@ -1,7 +1,6 @@
 //! Where replies come in, and how they find who waits for them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::call::{Call, Inbox, Reply};
@@ -9,28 +8,30 @@ use super::pending::{Completion, Pending};
 use super::presence::Presence;
 use super::probe::Probe;
 use super::router::Router;
-use super::settings::GatewaySettings;
+use super::settings::{GatewaySettings, Mode, Route};
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::logging::excerpt;
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::http::Failure;
 use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
+use crate::monitor::Monitor;
+use crate::monitor::metrics::Dropped;
 use crate::stream::{Streams, TooMany};
 use crate::wire::deadline::{Sent, request_properties};
 use crate::wire::json::received;
 use crate::wire::reply::ERROR;
 use crate::wire::stream::{Offer, agent_at, gateway_topic, read_length};
-use crate::wire::{BadProperty, Correlation, Message, Qos, presence};
+use crate::wire::{BadProperty, Correlation, Message, Qos, presence, stats};
 
 /// Every inbox of a gateway.
 pub(super) struct Inboxes {
     // One for each JSON route, since old peers' replies are told apart by their topic; and one
     // for all HTTP routes.
-    json: Vec<(usize, Inbox)>,
+    json: Vec<Inbox>,
     http: Inbox,
     probe: Probe,
-    dropped: AtomicU64,
+    monitor: Arc<Monitor>,
     // Bodies that are no single message.
     streams: Arc<Streams>,
     // Names the clock that requests are stamped with.
@@ -38,7 +39,12 @@ pub(super) struct Inboxes {
 }
 
 impl Inboxes {
-    pub fn new(router: &Router, id: &Id, settings: &GatewaySettings) -> Result<Inboxes> {
+    pub fn new(
+        router: &Router,
+        id: &Id,
+        settings: &GatewaySettings,
+        monitor: Arc<Monitor>,
+    ) -> Result<Inboxes> {
         let inbox = |topic: String, old_peers| {
             Ok(Inbox {
                 topic: Topic::new(topic).map_err(|error| Error::Usage(error.to_string()))?,
@@ -47,24 +53,24 @@ impl Inboxes {
                 max_body_bytes: settings.http.whole_bytes(),
             })
         };
-        let json = router.json_routes().map(|(number, response_topic)| {
-            let template = &router.routes()[number].request_topic;
+        let json = router.json_routes().map(|(route, response_topic)| {
+            let template = &route.request_topic;
             let request_topic = template
                 .expand(|_| None)
                 .unwrap_or_else(|| response_topic.clone());
             let old_peers = Some((response_topic.clone(), request_topic));
-            Ok((number, inbox(format!("{response_topic}/{id}"), old_peers)?))
+            inbox(format!("{response_topic}/{id}"), old_peers)
         });
         let correlation = || random_correlation().map_err(|why| Error::Usage(why.to_string()));
-        let json = json.collect::<Result<Vec<(usize, Inbox)>>>()?;
+        let json = json.collect::<Result<Vec<Inbox>>>()?;
         let http = inbox(format!("recado/gateways/{id}/response"), None)?;
-        let topics = [&http].into_iter().chain(json.iter().map(|(_, it)| it));
+        let topics = [&http].into_iter().chain(&json);
         let topics = topics.map(|inbox| inbox.topic.clone()).collect();
         Ok(Inboxes {
             json,
             http,
             probe: Probe::new(correlation()?, correlation()?, topics),
-            dropped: AtomicU64::new(0),
+            monitor,
             streams: Streams::new(
                 gateway_topic(id).map_err(|error| Error::Usage(error.to_string()))?,
                 settings.streams,
@@ -81,9 +87,15 @@ impl Inboxes {
     }
 
     /// The inbox of a route.
-    pub fn of(&self, route: usize) -> &Inbox {
-        let own = self.json.iter().find(|(number, _)| *number == route);
-        own.map_or(&self.http, |(_, inbox)| inbox)
+    pub fn of(&self, route: &Route) -> &Inbox {
+        let own = match &route.mode {
+            Mode::Http => None,
+            Mode::Json { response_topic } => {
+                let topic = response_topic.as_str();
+                self.json.iter().find(|inbox| inbox.is_old(topic))
+            }
+        };
+        own.unwrap_or(&self.http)
     }
 
     pub fn subscriptions(&self) -> Vec<Subscription> {
@@ -104,12 +116,29 @@ impl Inboxes {
         if let Ok(filter) = TopicFilter::new(presence::FILTER) {
             all.push(subscription(filter, true));
         }
+        if let Ok(filter) = TopicFilter::new(stats::FILTER) {
+            all.push(Subscription {
+                qos: Qos::AtMostOnce,
+                is_needed: false,
+                ..subscription(filter, false)
+            });
+        }
         all.extend(self.streams.subscription());
         all
     }
 
+    /// Where replies in HTTP mode come in.
+    pub fn http_topic(&self) -> &Topic {
+        &self.http.topic
+    }
+
+    /// How many requests wait for a reply.
+    pub fn waiting(&self) -> usize {
+        self.all().map(|inbox| inbox.pending.len()).sum()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Inbox> {
-        self.json.iter().map(|(_, inbox)| inbox).chain([&self.http])
+        self.json.iter().chain([&self.http])
     }
 
     /// When a request is sent, for those who read it later.
@@ -199,6 +228,9 @@ impl Inboxes {
     pub fn receive(&self, publisher: &Publisher, message: Message, known: &Presence) {
         let now = Instant::now();
         let is_awaited = |correlation| self.http.pending.awaits(correlation);
+        if message.properties.user(presence::GOODBYE).is_some() {
+            known.goodbye(&message.topic, now);
+        }
         if self.streams.take(publisher, &message, is_awaited, now)
             || known.update(&message.topic, &message.payload, now)
         {
@@ -210,57 +242,64 @@ impl Inboxes {
             Some(false) => return,
         }
         self.log(&message);
+        let topic = message.topic.clone();
+        let (kind, why) = match self.deliver(publisher, message, known) {
+            Ok(Completion::Delivered) => return,
+            Ok(Completion::Late(by)) => (Dropped::Late, format!("late by {} ms", by.as_millis())),
+            Ok(Completion::Unknown) => (Dropped::Unknown, "nobody waits for it".into()),
+            Err(unused) => unused,
+        };
+        self.monitor.metrics.dropped(kind);
+        let topic = excerpt(topic.as_bytes());
+        log::debug!("dropped a message on {topic}: {why}");
+    }
+
+    // Hands a reply to who waits for it.
+    //
+    // Errors: it is none that could be used; why.
+    fn deliver(
+        &self,
+        publisher: &Publisher,
+        message: Message,
+        known: &Presence,
+    ) -> std::result::Result<Completion, (Dropped, String)> {
+        let unused = |kind, why: &str| Err((kind, why.to_owned()));
         if message.retain {
-            return self.drop_message(&message.topic, "it is retained, so it is from before");
+            return unused(Dropped::Retained, "it is retained, so it is from before");
         }
-        let own = self
-            .all()
-            .find(|inbox| inbox.topic.as_str() == message.topic);
-        let (inbox, is_own) = match own {
-            Some(inbox) => (inbox, true),
-            None => match self.all().find(|inbox| inbox.is_old(&message.topic)) {
-                Some(inbox) => (inbox, false),
-                None => return self.drop_message(&message.topic, "no route expects it"),
-            },
+        let topic = message.topic.as_str();
+        let own = self.all().find(|inbox| inbox.topic.as_str() == topic);
+        let is_own = own.is_some();
+        let Some(inbox) = own.or_else(|| self.all().find(|inbox| inbox.is_old(topic))) else {
+            return unused(Dropped::Foreign, "no route expects it");
         };
         let correlation = message.properties.correlation_data.as_deref();
-        let topic = message.topic.clone();
-        let completion = match correlation.map(Correlation::from_bytes) {
-            Some(_) if !is_own => {
-                return self.drop_message(&topic, "a correlated reply belongs into an inbox");
+        match (correlation.map(Correlation::from_bytes), &inbox.old_peers) {
+            (Some(_), _) if !is_own => {
+                unused(Dropped::Foreign, "a correlated reply belongs into an inbox")
             }
-            Some(Some(correlation)) => {
-                if let Some((_, request_topic)) = &inbox.old_peers {
+            (Some(Some(correlation)), old_peers) => {
+                if let Some((_, request_topic)) = old_peers {
                     known.answered(request_topic, Instant::now());
                 }
                 let reply = self.reply(publisher, message, correlation);
-                inbox.pending.complete(correlation, reply, Instant::now())
+                Ok(inbox.pending.complete(correlation, reply, Instant::now()))
             }
-            Some(None) => Completion::Unknown,
-            None => match &inbox.old_peers {
-                None => return self.drop_message(&topic, "it carries no correlation"),
-                Some(_) if message.properties.user(ERROR).is_some() => {
-                    return self.drop_message(&topic, "it reports an error to somebody else");
-                }
-                Some((_, request_topic)) => match received(&message.payload) {
-                    Ok(which) => {
-                        known.answered(request_topic, Instant::now());
-                        let reply = Reply {
-                            message,
-                            opened: None,
-                        };
-                        inbox.pending.complete_oldest(&which, Ok(reply))
-                    }
-                    Err(bad) => return self.drop_message(&topic, &bad.to_string()),
-                },
-            },
-        };
-        match completion {
-            Completion::Delivered => {}
-            Completion::Late(by) => {
-                self.drop_message(&topic, &format!("late by {} ms", by.as_millis()));
+            (Some(None), _) => Ok(Completion::Unknown),
+            (None, None) => unused(Dropped::Uncorrelated, "it carries no correlation"),
+            (None, Some(_)) if message.properties.user(ERROR).is_some() => {
+                unused(Dropped::Foreign, "it reports an error to somebody else")
             }
-            Completion::Unknown => self.drop_message(&topic, "nobody waits for it"),
+            (None, Some((_, request_topic))) => {
+                let which = received(&message.payload);
+                let which = which.map_err(|bad| (Dropped::Malformed, bad.to_string()))?;
+                known.answered(request_topic, Instant::now());
+                let reply = Reply {
+                    message,
+                    opened: None,
+                };
+                Ok(inbox.pending.complete_oldest(&which, Ok(reply)))
+            }
         }
     }
 
@@ -307,19 +346,12 @@ impl Inboxes {
         })
     }
 
-    // What an HTTP service answers may be confidential: only its size is logged.
+    // What an HTTP service answers may be confidential.
     fn log(&self, message: &Message) {
-        let topic = excerpt(message.topic.as_bytes());
-        match message.topic == self.http.topic.as_str() {
-            true => log::info!("Topic: {topic}, {} bytes", message.payload.len()),
-            false => log::info!("Topic: {topic}, Message: {}", excerpt(&message.payload)),
+        if message.topic != self.http.topic.as_str() {
+            let topic = excerpt(message.topic.as_bytes());
+            log::info!("Topic: {topic}, Message: {}", excerpt(&message.payload));
         }
-    }
-
-    fn drop_message(&self, topic: &str, why: &str) {
-        let number = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-        let topic = excerpt(topic.as_bytes());
-        log::debug!("dropped a message on {topic}: {why} ({number} so far)");
     }
 }
 
@@ -335,7 +367,6 @@ fn random_correlation() -> std::result::Result<Correlation, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::{Access, Names, Route};
     use bytes::Bytes;
 
     use super::*;
@@ -344,23 +375,10 @@ mod tests {
     use crate::wire::Properties;
 
     fn inboxes() -> Inboxes {
-        let settings = GatewaySettings {
-            broker: "mqtt://127.0.0.1".parse().unwrap(),
-            listen: ([127, 0, 0, 1], 0).into(),
-            id: None,
-            front: Default::default(),
-            keep_alive: Duration::from_secs(10),
-            max_waiting: 1,
-            presence: true,
-            http: Default::default(),
-            streams: Default::default(),
-            access: Access::default(),
-            routes: Route::built_in(),
-            names: Names::built_in(),
-            via: false,
-        };
+        let settings = GatewaySettings::example();
         let router = Router::new(&settings.routes, &settings.names).unwrap();
-        Inboxes::new(&router, &Id::new("g").unwrap(), &settings).unwrap()
+        let id = Id::new("g").unwrap();
+        Inboxes::new(&router, &id, &settings, Arc::default()).unwrap()
     }
 
     fn call(correlation: u8, timeout: Duration) -> Call {

@@ -3,14 +3,19 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::carrier::{Answer, Asked, Carrier, json_response};
+use super::carrier::{Answer, Asked, Carrier, call_traced, json_response};
 use super::forward;
 use super::table::Target;
 use crate::http::{Failure, Problem, Request};
+use crate::monitor::trace::Trace;
 use crate::wire::json::{REQUEST_ID, ask, read_json_reply, wrap_response};
 
 /// Asks the body, or the word of the query, and answers with the reply.
-pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result<Answer, Failure> {
+pub(super) fn carry(
+    carrier: &Carrier,
+    asked: &Asked<'_>,
+    trace: &mut Trace,
+) -> std::result::Result<Answer, Failure> {
     let Asked {
         route: number,
         found,
@@ -22,7 +27,7 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     } = *asked;
     let route = &carrier.router.routes()[number];
     let topic = carrier.router.topic(number, found)?;
-    let inbox = carrier.inboxes.of(number);
+    let inbox = carrier.inboxes.of(route);
     if carrier.publisher.connected().is_ok() {
         carrier
             .inboxes
@@ -44,7 +49,7 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     call.message.qos = route.qos;
     // Equal requests to different topics are not equal.
     call.open = route.request_topic.parameters().count() == 0;
-    let (reply, timing) = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
+    let (reply, away) = call_traced(carrier, inbox, client, call, trace)?;
     let reply =
         read_json_reply(&reply.message).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     if let Some(hop) = reply.error {
@@ -53,7 +58,10 @@ pub(super) fn carry(carrier: &Carrier, asked: &Asked<'_>) -> std::result::Result
     }
     let mut response = json_response(wrap_response(&reply.body));
     *response.status_mut() = reply.status;
-    Ok(Answer { response, timing })
+    Ok(Answer {
+        response,
+        away: Some(away),
+    })
 }
 
 // A body is the question, as it is; without one, the question is the word of the query.

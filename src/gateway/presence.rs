@@ -6,10 +6,14 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::table::{Table, Target};
+use serde::Serialize;
+
+use super::seen::Seen;
+use super::table::{Lost, Table, Target};
 use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic};
 use crate::wire::presence::Announcement;
+use crate::wire::stats::{self, Stats};
 use crate::wire::stream::agent_topic;
 
 /// How often a request goes through to a JSON route whose announced agents have all left: an old
@@ -24,6 +28,27 @@ const SAYS_SO: Duration = Duration::from_millis(200);
 /// broker to send retained messages before others, and rmqtt sends them from a task of their own.
 const STRAGGLERS: Duration = Duration::from_secs(1);
 
+/// Who is there, and who has vanished.
+#[derive(Debug, Serialize)]
+pub(super) struct Shown {
+    pub agents: Vec<Seen>,
+    pub lost: Vec<Lost>,
+}
+
+fn show(table: &mut Table, now: Instant) -> Shown {
+    Shown {
+        agents: table.seen(now),
+        lost: table.lost(now),
+    }
+}
+
+// Whose presence is published on a topic.
+fn agent_of(topic: &str) -> Option<&str> {
+    let rest = topic.strip_prefix("recado/agents/")?;
+    let id = rest.strip_suffix("/presence")?;
+    Id::new(id).ok().map(|_| id)
+}
+
 /// Who is there, as far as the broker has said.
 #[derive(Default)]
 pub(super) struct Presence {
@@ -34,11 +59,8 @@ pub(super) struct Presence {
 impl Presence {
     /// Takes a presence message. Returns whether it was one.
     pub fn update(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
-        let id = topic
-            .strip_prefix("recado/agents/")
-            .and_then(|rest| rest.strip_suffix("/presence"));
-        let Some(id) = id.filter(|id| Id::new(*id).is_ok()) else {
-            return false;
+        let Some(id) = agent_of(topic) else {
+            return self.update_stats(topic, payload, now);
         };
         let announced = Announcement::read(payload).filter(|announced| announced.id == id);
         let mut table = lock(&self.table);
@@ -54,6 +76,24 @@ impl Presence {
         true
     }
 
+    /// The message on this topic says that its agent is going, and did not vanish.
+    pub fn goodbye(&self, topic: &str, now: Instant) {
+        if let Some(id) = agent_of(topic) {
+            lock(&self.table).goodbye(id, now);
+        }
+    }
+
+    fn update_stats(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
+        let Some(id) = stats::agent_of(topic) else {
+            return false;
+        };
+        // An empty one asks for them.
+        if let Some(stats) = Stats::read(payload).filter(|stats| stats.id == id) {
+            lock(&self.table).note_stats(stats, now);
+        }
+        true
+    }
+
     /// There is a connection, to a broker that can be relied upon to say who is there, or not.
     pub fn connected(&self, reliable: bool) {
         lock(&self.table).forgetful = !reliable;
@@ -66,7 +106,7 @@ impl Presence {
 
     /// The connection is lost, and with it all knowledge.
     pub fn forget(&self) {
-        *lock(&self.table) = Table::default();
+        lock(&self.table).clear();
         self.changed.notify_all();
     }
 
@@ -93,17 +133,22 @@ impl Presence {
     }
 
     /// Everybody who is there.
-    pub fn agents(&self, now: Instant) -> Vec<Announcement> {
-        let table = self.search(now, |_| false);
-        let all = table.agents.values().flatten();
-        all.map(|known| known.announcement.clone()).collect()
+    pub fn agents(&self, now: Instant) -> Shown {
+        show(&mut self.search(now, |_| false), now)
+    }
+
+    /// Everybody who is known to be there now, without waiting for who might be.
+    pub fn agents_known(&self, now: Instant) -> Shown {
+        let mut table = lock(&self.table);
+        table.end_the_silent(now);
+        show(&mut table, now)
     }
 
     /// One agent, if it is there.
-    pub fn agent(&self, id: &str, now: Instant) -> Option<Announcement> {
+    pub fn agent(&self, id: &str, now: Instant) -> Option<Seen> {
         let table = self.search(now, |table| table.agents.contains_key(id));
         let first = table.agents.get(id)?.first()?;
-        Some(first.announcement.clone())
+        Some(Seen::of(first, now))
     }
 
     /// Whether a request on this topic, in HTTP mode, finds anybody: there every agent announces
@@ -199,6 +244,7 @@ mod tests {
             topics: topics.iter().map(|name| (*name).to_owned()).collect(),
             instance: "1".into(),
             refresh_s: None,
+            stats_ms: None,
             denied: Vec::new(),
             streams: false,
             leaving: false,
@@ -279,7 +325,7 @@ mod tests {
             }
             let unknown = scope.spawn(|| presence.agent("unknown", now));
             presence.forget();
-            assert_eq!(unknown.join().unwrap(), None);
+            assert!(unknown.join().unwrap().is_none());
         });
         presence.complete(now - STRAGGLERS + Duration::from_millis(5));
         assert_eq!(
@@ -297,7 +343,7 @@ mod tests {
         }
         assert!(!presence.update("recado/agents/a b/presence", &announcement("a b", &[]), now));
         assert!(!presence.update("somewhere/else", b"", now));
-        assert!(presence.agents(now).is_empty());
+        assert!(presence.agents(now).agents.is_empty());
     }
 
     #[test]
@@ -366,7 +412,8 @@ mod tests {
         announce(20);
         assert_eq!(target(69), Target::There { streams: false });
         assert_eq!(target(70), Target::Absent);
-        assert!(presence.agents(begun + Duration::from_secs(70)).is_empty());
+        let much_later = begun + Duration::from_secs(70);
+        assert!(presence.agents(much_later).agents.is_empty());
         let now = begun + Duration::from_secs(71);
         assert_eq!(
             presence.json_target(&requests, &inbox(), now),
@@ -392,8 +439,10 @@ mod tests {
             );
         }
         let instances = || {
-            let agents = presence.agents(now).into_iter();
-            agents.map(|it| it.instance).collect::<Vec<_>>()
+            let agents = presence.agents(now).agents.into_iter();
+            agents
+                .map(|it| it.announcement.instance)
+                .collect::<Vec<_>>()
         };
         assert_eq!(instances(), ["1", "2"]);
         let goodbye = serde_json::json!({ "instance": "1", "leaving": true });

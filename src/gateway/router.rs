@@ -1,9 +1,11 @@
 //! Which name and which path is whose. Pure.
 
+use std::sync::Arc;
+
 use http::{Method, header};
 
 use super::hosts::{Hosts, Led};
-use super::settings::{Host, Mode, Names, OWN_PATHS, Route};
+use super::settings::{Host, Mode, Names, OWN_PATHS, Route, SHOWN_PATHS};
 use crate::base::error::{Error, Result};
 use crate::base::topic::Topic;
 use crate::http::{Failure, Request};
@@ -24,6 +26,12 @@ pub(super) enum Endpoint {
     Slash(usize),
     /// The route with this index.
     Route(usize),
+    /// `/`: the live page, where no route has that path; likewise the next two.
+    Page,
+    /// `/events`: what the page shows.
+    Events,
+    /// `/metrics`: what is counted.
+    Metrics,
 }
 
 /// A request that leads somewhere, with what its pattern found in it.
@@ -59,6 +67,7 @@ pub(super) struct Router {
     hosts: Hosts,
     paths: matchit::Router<Endpoint>,
     routes: Vec<Route>,
+    labels: Vec<Arc<str>>,
 }
 
 impl Router {
@@ -70,11 +79,18 @@ impl Router {
             hosts: Hosts::new(names.is_strict),
             paths: matchit::Router::new(),
             routes: routes.to_vec(),
+            labels: routes
+                .iter()
+                .map(|route| route.path.as_str().into())
+                .collect(),
         };
         for Host { name, route } in &names.hosts {
             let number = route.is_some().then_some(router.routes.len());
             router.hosts.insert(name, number);
             router.routes.extend(route.clone());
+            router
+                .labels
+                .extend(number.map(|_| Arc::from(name.as_str())));
         }
         let own = [
             Endpoint::Health,
@@ -90,7 +106,13 @@ impl Router {
                 router.insert(pattern, Endpoint::Route(number))?;
             }
         }
-        // Last, and only where nothing else has that path.
+        // The rest only where nothing else has that path.
+        let shown = [Endpoint::Page, Endpoint::Events, Endpoint::Metrics];
+        for (path, endpoint) in SHOWN_PATHS.into_iter().zip(shown) {
+            if router.paths.at(path).is_err() {
+                router.insert(path, endpoint)?;
+            }
+        }
         for (number, route) in routes.iter().enumerate() {
             if let Some(path) = route.without_slash() {
                 let _ = router.insert(path, Endpoint::Slash(number));
@@ -157,6 +179,32 @@ impl Router {
         }
     }
 
+    /// What a request that leads there is counted as: the pattern of its route, or its name.
+    pub fn label(&self, endpoint: Endpoint) -> Arc<str> {
+        let own = match endpoint {
+            Endpoint::Route(number) | Endpoint::Slash(number) => {
+                return Arc::clone(&self.labels[number]);
+            }
+            Endpoint::Health => OWN_PATHS[0],
+            Endpoint::Ready => OWN_PATHS[1],
+            Endpoint::Agents => OWN_PATHS[2],
+            Endpoint::Agent => OWN_PATHS[3],
+            Endpoint::Page => SHOWN_PATHS[0],
+            Endpoint::Events => SHOWN_PATHS[1],
+            Endpoint::Metrics => SHOWN_PATHS[2],
+        };
+        own.into()
+    }
+
+    /// Whether `GET /ping` is a route in JSON mode.
+    pub fn has_ping(&self) -> bool {
+        let found = self.paths.at("/ping").map(|matched| *matched.value);
+        match found {
+            Ok(Endpoint::Route(number)) => matches!(self.routes[number].mode, Mode::Json { .. }),
+            _ => false,
+        }
+    }
+
     /// The topic of a request to a route.
     ///
     /// Errors: 404 where a part of the path that the topic needs is not an id.
@@ -201,19 +249,12 @@ impl Router {
         &self.routes
     }
 
-    /// The routes in JSON mode, with their indices and the topics of old peers.
-    pub fn json_routes(&self) -> impl Iterator<Item = (usize, &Topic)> {
-        let topic = |(number, route): (usize, &'_ Route)| match &route.mode {
-            Mode::Json { .. } => Some(number),
+    /// The routes in JSON mode, and the topics of old peers.
+    pub fn json_routes(&self) -> impl Iterator<Item = (&Route, &Topic)> {
+        self.routes.iter().filter_map(|route| match &route.mode {
+            Mode::Json { response_topic } => Some((route, response_topic)),
             Mode::Http => None,
-        };
-        let numbers: Vec<usize> = self.routes.iter().enumerate().filter_map(topic).collect();
-        numbers
-            .into_iter()
-            .filter_map(|number| match &self.routes[number].mode {
-                Mode::Json { response_topic } => Some((number, response_topic)),
-                Mode::Http => None,
-            })
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The life of a gateway.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,11 @@ use super::router::Router;
 use super::settings::GatewaySettings;
 use super::{dispatch, forward};
 use crate::base::error::Result;
-use crate::base::threads;
-use crate::front::{Client, Front, FrontKind, Handler, Takes, bind, guarded, tiny};
+use crate::base::threads::{self, lock};
+use crate::front::{Client, Exchange, Front, FrontKind, Handler, Takes, bind, guarded, tiny};
 use crate::http::{Request, Response};
 use crate::link::{Link, check_tls};
+use crate::monitor::Monitor;
 use crate::stream::{Streams, Why};
 use crate::wire::stream::agent_at;
 
@@ -21,21 +22,34 @@ use crate::wire::stream::agent_at;
 pub struct Gateway {
     front: Box<dyn Front>,
     link: Link,
+    monitor: Arc<Monitor>,
     streams: Arc<Streams>,
     // Looks after the time of streams.
     watch: JoinHandle<()>,
-    timeout: Duration,
+    carriers: Carriers,
+    settings: Mutex<GatewaySettings>,
 }
 
-struct Dispatcher(Carrier);
+// What requests are carried by; each by the one that there was when it came.
+type Carriers = Arc<RwLock<Arc<Carrier>>>;
+
+struct Dispatcher(Carriers);
+
+fn present(carriers: &Carriers) -> Arc<Carrier> {
+    Arc::clone(&carriers.read().unwrap_or_else(PoisonError::into_inner))
+}
 
 impl Handler for Dispatcher {
     fn takes(&self, head: &Request) -> Takes {
-        forward::takes(&self.0, head, Instant::now())
+        forward::takes(&present(&self.0), head, Instant::now())
     }
 
     fn handle(&self, request: Request, client: &Client<'_>) -> Response {
-        dispatch::handle(&self.0, &request, client)
+        dispatch::handle(&present(&self.0), &request, client)
+    }
+
+    fn ended(&self, exchange: &Exchange<'_>) {
+        present(&self.0).monitor.ended(exchange);
     }
 }
 
@@ -66,19 +80,24 @@ impl Gateway {
                 watched.abort_where(Why::PeerGone, is_gone);
             }
         })?;
-        let handler = Dispatcher(carrier);
+        let monitor = Arc::clone(&carrier.monitor);
+        let carriers: Carriers = Arc::new(RwLock::new(Arc::new(carrier)));
+        let handler = Dispatcher(Arc::clone(&carriers));
         let front: Box<dyn Front> = match settings.front {
-            FrontKind::Guarded => Box::new(guarded::start(listener, settings.http, handler)?),
-            FrontKind::TinyHttp => Box::new(tiny::start(listener, settings.http, handler)?),
+            FrontKind::Guarded => {
+                Box::new(guarded::start(listener, settings.http.clone(), handler)?)
+            }
+            FrontKind::TinyHttp => Box::new(tiny::start(listener, settings.http.clone(), handler)?),
         };
         log::info!("listening on http://{}", front.address());
-        let timeouts = settings.routes.iter().map(|route| route.timeout);
         Ok(Gateway {
             front,
             link,
+            monitor,
             streams,
             watch,
-            timeout: timeouts.max().unwrap_or_default(),
+            carriers,
+            settings: Mutex::new(settings),
         })
     }
 
@@ -96,6 +115,38 @@ impl Gateway {
         self.front.address()
     }
 
+    /// Whether requests can be answered; if not, why.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        let ready = present(&self.carriers).ready();
+        ready.map_err(|failure| failure.to_string())
+    }
+
+    /// Whether its threads go on.
+    pub fn is_alive(&self) -> bool {
+        self.link.is_alive()
+    }
+
+    /// Goes on with other settings, without losing a request: each is served with those that there were
+    /// when it came. Returns the keys that can't change so.
+    ///
+    /// Errors: as [`Gateway::check`]; then nothing has changed.
+    pub fn reload(&self, wished: GatewaySettings) -> Result<Vec<&'static str>> {
+        Gateway::check(&wished)?;
+        let mut settings = lock(&self.settings);
+        let (next, mut fixed) = settings.reloaded(wished);
+        let carrier = present(&self.carriers).with(&next)?;
+        *self
+            .carriers
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(carrier);
+        if !self.front.set_limits(&next.http) && next.http != settings.http {
+            fixed.push("[http]");
+        }
+        self.link.set_broker(next.broker.clone());
+        *settings = next;
+        Ok(fixed)
+    }
+
     /// Stops in order: accept no more, answer what is in hand while replies can still come, say
     /// goodbye to the broker, join every thread. Takes the longest route's timeout plus a second
     /// at most; while there is no connection to the broker, four seconds, since an attempt to connect
@@ -103,7 +154,9 @@ impl Gateway {
     ///
     /// Errors: a thread did not end in time; the rest is stopped all the same.
     pub fn stop(self) -> Result<()> {
-        let drained = Instant::now() + self.timeout + Duration::from_millis(300);
+        self.monitor.live.close();
+        let timeout = lock(&self.settings).longest_timeout();
+        let drained = Instant::now() + timeout + Duration::from_millis(300);
         let served = self.front.stop(drained);
         // What goes on for ever is ended only now, and takes a moment.
         let ended = drained + Duration::from_secs(1);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::Method;
 use ipnet::IpNet;
+use log::LevelFilter;
 
 use super::template::TopicTemplate;
 use super::users::Users;
@@ -20,6 +21,8 @@ use crate::wire::Qos;
 /// What api_1 runs with.
 #[derive(Debug, Clone)]
 pub struct GatewaySettings {
+    /// Which log lines are shown.
+    pub log: LevelFilter,
     /// The broker.
     pub broker: BrokerUrl,
     /// Where to listen for HTTP; port 0 takes a free one.
@@ -46,6 +49,76 @@ pub struct GatewaySettings {
     pub names: Names,
     /// Whether requests that are passed on have the field Via.
     pub via: bool,
+}
+
+impl GatewaySettings {
+    /// What of other settings a running gateway can go on with, and the keys of what it can't: these keep
+    /// their values.
+    pub(super) fn reloaded(&self, wished: GatewaySettings) -> (GatewaySettings, Vec<&'static str>) {
+        let mut fixed = Vec::new();
+        let mut note = |key, is_same: bool| {
+            if !is_same {
+                fixed.push(key);
+            }
+        };
+        note("broker", self.broker.is_same_place(&wished.broker));
+        note("listen", self.listen == wished.listen);
+        note("id", self.id == wished.id);
+        note("front", self.front == wished.front);
+        note("keep_alive_s", self.keep_alive == wished.keep_alive);
+        note("max_waiting", self.max_waiting == wished.max_waiting);
+        note("presence", self.presence == wished.presence);
+        let (own, http) = (&self.http, &wished.http);
+        note("max_body_bytes", own.max_body_bytes == http.max_body_bytes);
+        note(
+            "max_buffered_bytes",
+            own.max_buffered_bytes == http.max_buffered_bytes,
+        );
+        note(
+            "inline_bytes, max_streams, window_bytes, stream_idle_ms",
+            self.streams == wished.streams,
+        );
+        // Replies come in on topics that were subscribed to at the start.
+        let are_known = wished.routes.iter().all(|route| match &route.mode {
+            Mode::Http => true,
+            Mode::Json { .. } => self.routes.iter().any(|own| own.has_topics_of(route)),
+        });
+        note(
+            "response_topic of a [[route]] (no route has changed)",
+            are_known,
+        );
+        let broker = match self.broker.is_same_place(&wished.broker) {
+            true => wished.broker,
+            false => self.broker.clone(),
+        };
+        let (routes, names) = match are_known {
+            true => (wished.routes, wished.names),
+            false => (self.routes.clone(), self.names.clone()),
+        };
+        let next = GatewaySettings {
+            log: wished.log,
+            broker,
+            http: HttpLimits {
+                max_body_bytes: own.max_body_bytes,
+                max_buffered_bytes: own.max_buffered_bytes,
+                ..wished.http
+            },
+            access: wished.access,
+            routes,
+            names,
+            via: wished.via,
+            ..self.clone()
+        };
+        (next, fixed)
+    }
+
+    /// How long a request may take at the most.
+    pub(super) fn longest_timeout(&self) -> Duration {
+        let hosts = self.names.hosts.iter();
+        let named = hosts.filter_map(|host| host.route.as_ref());
+        let all = self.routes.iter().chain(named);
+        all.map(|route| route.timeout).max().unwrap_or_default()
+    }
 }
 
 /// The names that are served.
@@ -95,6 +168,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The gateway's own paths, which no route may claim.
 pub const OWN_PATHS: [&str; 4] = ["/healthz", "/readyz", "/agents", "/agents/{id}"];
 
+/// The paths that show this gateway, unless a route has them.
+pub const SHOWN_PATHS: [&str; 3] = ["/", "/events", "/metrics"];
+
 /// How requests of a route travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
@@ -140,6 +216,11 @@ impl Route {
         [self.path.as_str()]
             .into_iter()
             .chain(root.filter(|root| root.ends_with('/')))
+    }
+
+    // Whether another one's requests and replies travel on the same topics.
+    fn has_topics_of(&self, other: &Route) -> bool {
+        self.mode == other.mode && self.request_topic == other.request_topic
     }
 
     /// The path without a slash at its end for which a route of HTTP mode has only the one with it.
@@ -256,6 +337,29 @@ impl Access {
         self.trusted_proxies
             .iter()
             .any(|net| net.contains(&address))
+    }
+}
+
+#[cfg(test)]
+impl GatewaySettings {
+    /// Those out of the box, of a gateway where one request may wait.
+    pub(super) fn example() -> GatewaySettings {
+        GatewaySettings {
+            log: LevelFilter::Info,
+            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            id: None,
+            front: FrontKind::default(),
+            keep_alive: Duration::from_secs(10),
+            max_waiting: 1,
+            presence: true,
+            http: HttpLimits::default(),
+            streams: StreamLimits::default(),
+            access: Access::default(),
+            routes: Route::built_in(),
+            names: Names::built_in(),
+            via: false,
+        }
     }
 }
 

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use serde::Serialize;
+
 use crate::base::topic::Topic;
 use crate::wire::presence::Announcement;
+use crate::wire::stats::Stats;
 
 /// Whether a request finds anybody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub(super) enum Target {
 /// How many agents are taken note of, and how many of those with one id are told apart.
 const MAX_AGENTS: usize = 4096;
 pub(super) const MAX_TWINS: usize = 16;
+/// How many are remembered that have vanished.
+pub(super) const MAX_LOST: usize = 64;
 /// The longest topic that is remembered for having been served, in bytes.
 const MAX_LEFT: usize = 256;
 
@@ -47,12 +52,27 @@ pub(super) struct Table {
     pub left_since: Option<Instant>,
     // The same, until somebody has asked for it.
     pub last_left: Option<Instant>,
+    // Who has vanished without a word.
+    pub lost: Vec<Lost>,
+}
+
+/// An agent that has vanished without a word.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Lost {
+    pub id: String,
+    /// When it said something for the last time.
+    #[serde(skip)]
+    pub heard: Instant,
+    pub last_seen_ms: u64,
 }
 
 pub(super) struct Known {
     pub announcement: Announcement,
     // When it said so last.
     heard: Instant,
+    /// What it says of its work, and when it did.
+    pub stats: Option<Stats>,
+    pub seen: Instant,
 }
 
 impl Known {
@@ -60,6 +80,11 @@ impl Known {
     // a broker that die together, and what the broker keeps of it would never be taken back.
     pub fn ends(&self) -> Option<Instant> {
         self.announcement.holds().map(|holds| self.heard + holds)
+    }
+
+    /// When it said something for the last time.
+    pub fn last_seen(&self) -> Instant {
+        self.heard.max(self.seen)
     }
 
     pub fn serves(&self, topic: &str) -> bool {
@@ -103,9 +128,12 @@ impl Table {
         for topic in &announcement.topics {
             self.left.remove(topic);
         }
-        let known = Known {
+        self.lost.retain(|lost| lost.id != id);
+        let mut known = Known {
             announcement,
             heard: now,
+            stats: None,
+            seen: now,
         };
         if let Some(ends) = known.ends() {
             self.next_end = Some(self.next_end.map_or(ends, |next| next.min(ends)));
@@ -114,6 +142,7 @@ impl Table {
         let same = |it: &&mut Known| it.announcement.instance == *instance;
         let twins = self.agents.entry(id.to_owned()).or_default();
         if let Some(before) = twins.iter_mut().find(same) {
+            known.stats = before.stats.take();
             *before = known;
             return;
         }
@@ -147,12 +176,48 @@ impl Table {
         }
     }
 
+    /// Forgets who is there.
+    pub fn clear(&mut self) {
+        *self = Table {
+            lost: std::mem::take(&mut self.lost),
+            ..Table::default()
+        };
+    }
+
+    /// Its connection has ended.
     pub fn left(&mut self, id: &str, now: Instant) {
+        self.gone(id, now, Self::lose);
+    }
+
+    /// It has said that it goes.
+    pub fn goodbye(&mut self, id: &str, now: Instant) {
+        self.gone(id, now, |_, _| {});
+    }
+
+    fn gone(&mut self, id: &str, now: Instant, each: impl Fn(&mut Table, &Known)) {
         if let Some(gone) = self.agents.remove(id) {
             log::info!("agent {id} has left");
             self.count -= gone.len();
+            gone.iter().for_each(|known| each(self, known));
             self.note_left(gone, now);
         }
+    }
+
+    // Old agents say nothing when they leave, so nobody can tell of them.
+    fn lose(&mut self, known: &Known) {
+        if known.announcement.stats_ms.is_none() {
+            return;
+        }
+        let id = &known.announcement.id;
+        self.lost.retain(|lost| lost.id != *id);
+        if self.lost.len() >= MAX_LOST {
+            self.lost.remove(0);
+        }
+        self.lost.push(Lost {
+            id: id.clone(),
+            heard: known.last_seen(),
+            last_seen_ms: 0,
+        });
     }
 
     pub fn note_left(&mut self, gone: Vec<Known>, now: Instant) {
@@ -182,6 +247,7 @@ impl Table {
             !twins.is_empty()
         });
         self.count -= silent.len();
+        silent.iter().for_each(|known| self.lose(known));
         self.note_left(silent, now);
         let ends = self.agents.values().flatten().filter_map(Known::ends);
         self.next_end = ends.min();

@@ -97,6 +97,10 @@ pub enum Failure {
     Defect,
     /// Its client has gone.
     HungUp,
+    /// As many as there may be look at the live page.
+    TooManyViewers,
+    /// This front sends no events.
+    NoEvents,
 
     /// There is no connection to the broker, for this reason.
     NotConnected(String),
@@ -141,6 +145,8 @@ pub enum Failure {
     RequestOver(usize),
     /// The agent has no place for it.
     AgentBusy(String),
+    /// The same, found out when it was executed, or about to be.
+    AgentBusyMeanwhile(String),
     /// It was repeated too often while the first is running.
     TooManyRepeats,
     /// Its reply can't be carried, for this reason.
@@ -175,10 +181,11 @@ impl Failure {
             F::WrongToken(_) => (StatusCode::FORBIDDEN, Gateway, NotExecuted),
             F::Circle => (StatusCode::LOOP_DETECTED, Gateway, NotExecuted),
             F::BadTarget(_) | F::BodyNotJson(_) => (StatusCode::BAD_REQUEST, Gateway, NotExecuted),
-            F::Upgrade => (StatusCode::NOT_IMPLEMENTED, Gateway, NotExecuted),
-            F::TooManyConnections(_) | F::TooManyWaiting(_) | F::TooManyStreams(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, Gateway, NotExecuted)
-            }
+            F::Upgrade | F::NoEvents => (StatusCode::NOT_IMPLEMENTED, Gateway, NotExecuted),
+            F::TooManyConnections(_)
+            | F::TooManyWaiting(_)
+            | F::TooManyStreams(_)
+            | F::TooManyViewers => (StatusCode::SERVICE_UNAVAILABLE, Gateway, NotExecuted),
             F::BodyCut { status, .. } => (*status, Gateway, Unknown),
             F::NoStream(_) => (StatusCode::PAYLOAD_TOO_LARGE, Agent, NotExecuted),
             F::StreamLost(_) => (StatusCode::BAD_GATEWAY, Agent, Unknown),
@@ -210,7 +217,7 @@ impl Failure {
             F::RequestOver(_) => (StatusCode::PAYLOAD_TOO_LARGE, Agent, NotExecuted),
             F::AgentBusy(_) => (StatusCode::SERVICE_UNAVAILABLE, Agent, NotExecuted),
             // A reply can't name the broker: what it says is what the agent knows.
-            F::TooManyRepeats | F::ReplyStalled(_) => {
+            F::TooManyRepeats | F::ReplyStalled(_) | F::AgentBusyMeanwhile(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, Agent, Unknown)
             }
             F::ReplyNotCarried(_) => (StatusCode::BAD_GATEWAY, Agent, Unknown),
@@ -286,6 +293,8 @@ impl fmt::Display for Failure {
             F::NoRandomNumbers(why) => write!(f, "the system gives no random numbers: {why}"),
             F::Defect => f.write_str("the request met a defect; see the gateway's log"),
             F::HungUp => f.write_str("the client hung up before there was a reply"),
+            F::TooManyViewers => f.write_str("as many as there may be look at this already, or the gateway stops"),
+            F::NoEvents => f.write_str("this front (tiny_http) sends no events; the front guarded does"),
 
             F::NotConnected(why) => write!(f, "there is no connection to the broker: {why}"),
             F::Stalled(why) => write!(f, "the broker takes no more at the moment: {why}"),
@@ -324,6 +333,7 @@ impl fmt::Display for Failure {
             | F::NotReady(words)
             | F::Unreadable(words)
             | F::AgentBusy(words)
+            | F::AgentBusyMeanwhile(words)
             | F::Unreachable(words)
             | F::UpstreamTooSlow(words)
             | F::BadAnswer(words) => f.write_str(words),
@@ -399,6 +409,8 @@ mod tests {
             (F::NoRandomNumbers(words()), "500 gateway not-executed"),
             (F::Defect, "500 gateway unknown"),
             (F::HungUp, "499 gateway unknown"),
+            (F::TooManyViewers, "503 gateway not-executed"),
+            (F::NoEvents, "501 gateway not-executed"),
             (F::NotConnected(words()), "503 broker not-executed"),
             (F::Stalled(words()), "503 broker not-executed"),
             (F::RequestTooLarge(words()), "413 broker not-executed"),
@@ -416,6 +428,7 @@ mod tests {
             (F::NotAllowed(words()), "403 agent not-executed"),
             (F::RequestOver(1), "413 agent not-executed"),
             (F::AgentBusy(words()), "503 agent not-executed"),
+            (F::AgentBusyMeanwhile(words()), "503 agent unknown"),
             (F::TooManyRepeats, "503 agent unknown"),
             (F::ReplyNotCarried(words()), "502 agent unknown"),
             (F::ReplyStalled(words()), "503 agent unknown"),

@@ -90,10 +90,11 @@ impl Problem {
         }
     }
 
-    /// The answer to the HTTP client.
+    /// The answer to the HTTP client. It carries this with it, for who takes note of it.
     pub fn response(&self, request_id: &RequestId) -> Response {
         let mut response = Response::new(self.document(Some(request_id)).into());
         *response.status_mut() = self.status;
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if let Some(value) = request_id.header() {

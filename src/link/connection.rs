@@ -1,8 +1,8 @@
 //! A connection to the broker that stays up.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use rumqttc::v5::Client;
@@ -15,7 +15,10 @@ use super::session::{GOODBYE, Wiring};
 use super::tls;
 use super::url::BrokerUrl;
 use crate::base::error::Result;
-use crate::base::threads::{self, StopTrigger};
+use crate::base::threads::{self, StopTrigger, lock};
+
+/// Longer than the `mqtt` thread waits for anything: an attempt to connect, an event, the next attempt.
+const STANDSTILL: Duration = Duration::from_secs(60);
 
 /// A connection to the broker that stays up, and the thread that sees to it.
 pub struct Link {
@@ -23,6 +26,8 @@ pub struct Link {
     publisher: Publisher,
     trigger: StopTrigger,
     unsubscribed: Receiver<()>,
+    broker: Arc<Mutex<BrokerUrl>>,
+    beat: Arc<Mutex<Instant>>,
     thread: JoinHandle<()>,
 }
 
@@ -46,6 +51,8 @@ impl Link {
     ) -> Result<Link> {
         // Of these the runtime is what is kept: each connection has a client of its own.
         let (_, connection) = Client::new(mqtt_options(&options, options.will.as_ref(), None)?, 1);
+        let broker = Arc::new(Mutex::new(options.broker.clone()));
+        let beat = Arc::new(Mutex::new(Instant::now()));
         let outlet = Arc::new(Outlet::new(options));
         let publisher: Publisher = outlet.clone();
         let (trigger, stop) = threads::stop_signal();
@@ -57,6 +64,8 @@ impl Link {
             on_event: Box::new(on_event),
             on_unsubscribed,
             stop,
+            broker: Arc::clone(&broker),
+            beat: Arc::clone(&beat),
         });
         let thread = threads::spawn("mqtt", 512, move || driver.run())?;
         Ok(Link {
@@ -64,6 +73,8 @@ impl Link {
             publisher,
             trigger,
             unsubscribed,
+            broker,
+            beat,
             thread,
         })
     }
@@ -71,6 +82,16 @@ impl Link {
     /// The handle that other threads publish with.
     pub fn publisher(&self) -> &Publisher {
         &self.publisher
+    }
+
+    /// Lets the next connection be made as this URL says: with other credentials, or certificates.
+    pub fn set_broker(&self, broker: BrokerUrl) {
+        *lock(&self.broker) = broker;
+    }
+
+    /// Whether the thread goes on: it never waits for as long as this without looking.
+    pub fn is_alive(&self) -> bool {
+        lock(&self.beat).elapsed() < STANDSTILL
     }
 
     /// Unsubscribes from everything and waits until the broker has confirmed it, so that it hands

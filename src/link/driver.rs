@@ -13,7 +13,7 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
 use super::address::{Choice, choose};
 use super::convert::{CONNECT_TIMEOUT, describe, from_publish, mqtt_options};
 use super::greeting::explain;
-use super::publish::LinkEvent;
+use super::publish::{LinkEvent, LinkOptions};
 use super::session::{End, Session, Wiring};
 use crate::base::backoff::Backoff;
 use crate::base::error::Error;
@@ -61,6 +61,7 @@ impl Driver {
 
     pub(super) fn run(&mut self) {
         while !self.wiring.stop.is_stopped() {
+            self.wiring.beat();
             let (end, lived) = self.connect();
             let delay = match end {
                 End::Stopped => return,
@@ -94,7 +95,11 @@ impl Driver {
             Err(error) => return (End::Failed(ConnectionError::Io(error)), None),
         };
         // The files of TLS were readable at the start; if they are not now, the old ones still do.
-        let options = mqtt_options(self.wiring.options(), self.will.as_ref(), address);
+        let own = LinkOptions {
+            broker: self.wiring.broker(),
+            ..self.wiring.options().clone()
+        };
+        let options = mqtt_options(&own, self.will.as_ref(), address);
         let options = options.unwrap_or_else(|error: Error| {
             log::warn!("{}", error.chain());
             self.wiring.connection.eventloop.options.clone()
@@ -116,7 +121,7 @@ impl Driver {
 
     // The broker's address that answers, where it matters which one it is.
     fn choose_address(&mut self) -> std::io::Result<Option<SocketAddr>> {
-        let broker = &self.wiring.options().broker;
+        let broker = self.wiring.broker();
         let (host, port) = (broker.host().to_owned(), broker.port());
         match choose(&host, port, &mut self.last_address, CONNECT_TIMEOUT)? {
             Choice::Name => Ok(None),
@@ -130,7 +135,7 @@ impl Driver {
     // Returns how long to wait before the next attempt.
     fn on_failure(&mut self, error: &ConnectionError, was_connected: bool) -> Duration {
         let was_ready = self.wiring.publisher.connected().is_ok();
-        let broker = self.wiring.options().broker.clone();
+        let broker = self.wiring.broker();
         let mut reason = describe(error);
         if let ConnectionError::MqttState(_) = error
             && !was_connected

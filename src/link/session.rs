@@ -1,7 +1,7 @@
 //! One connection to the broker, from CONNECT to its end. On the `mqtt` thread.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -16,7 +16,8 @@ use super::convert::{from_publish, from_qos, to_qos};
 use super::limits::{BrokerLimits, shares_subscriptions};
 use super::outlet::Outlet;
 use super::publish::{Acknowledgement, Delivery, LinkEvent, LinkOptions, Publisher, Subscription};
-use crate::base::threads::StopSignal;
+use super::url::BrokerUrl;
+use crate::base::threads::{StopSignal, lock};
 
 /// How long the broker may take to acknowledge all subscriptions.
 const SUBACK: Duration = Duration::from_secs(10);
@@ -35,16 +36,29 @@ pub(super) type OnEvent = Box<dyn FnMut(&Publisher, LinkEvent) + Send>;
 pub(super) struct Wiring {
     pub connection: Connection,
     pub outlet: Arc<Outlet>,
+    /// What the next connection goes to, and as whom.
+    pub broker: Arc<Mutex<BrokerUrl>>,
     /// The same, for the owner.
     pub publisher: Publisher,
     pub on_event: OnEvent,
     pub on_unsubscribed: Sender<()>,
     pub stop: StopSignal,
+    /// When the thread went on last.
+    pub beat: Arc<Mutex<Instant>>,
 }
 
 impl Wiring {
     pub fn options(&self) -> &LinkOptions {
         self.outlet.options()
+    }
+
+    /// Says that the thread goes on.
+    pub fn beat(&self) {
+        *lock(&self.beat) = Instant::now();
+    }
+
+    pub fn broker(&self) -> BrokerUrl {
+        lock(&self.broker).clone()
     }
 
     pub fn tell(&mut self, event: LinkEvent) {
@@ -101,6 +115,7 @@ impl<'a> Session<'a> {
     /// Connects, and goes on until the end.
     pub fn run(&mut self) -> End {
         loop {
+            self.wiring.beat();
             match self.next_event() {
                 Ok(Ok(event)) => {
                     self.on_event(event);

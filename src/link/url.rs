@@ -58,6 +58,11 @@ impl BrokerUrl {
         &self.tls_files
     }
 
+    /// Whether another leads to the same broker, whoever connects and whomever it trusts.
+    pub fn is_same_place(&self, other: &BrokerUrl) -> bool {
+        (&self.host, self.port, self.tls) == (&other.host, other.port, other.tls)
+    }
+
     pub(crate) fn set_tls_files(&mut self, files: TlsFiles) {
         self.tls_files = files;
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The bounds of streams.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamLimits {
     /// A body up to this length travels in one message, in bytes.
     pub inline_bytes: usize,

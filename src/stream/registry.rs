@@ -114,6 +114,11 @@ impl Streams {
         })
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        lock(&self.state).streams.len()
+    }
+
     /// Whether messages for its streams reach this program: a message to itself has come back.
     pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::SeqCst)

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use http::response::Parts;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, Uri, header};
 use ureq::AsSendBody;
 use ureq::config::Config;
 use ureq::unversioned::resolver::Resolver;
 use ureq::unversioned::transport::NextTimeout;
 
 use super::body::AnswerBody;
+use super::connection::Connection;
 use super::dialer::Dialer;
 use super::duplex::Duplex;
 use super::error::UpstreamError;
@@ -27,6 +28,8 @@ use crate::http::{Body, Request, Response, Source, has_body};
 
 /// How long an idle connection is kept: less than servers usually do.
 const IDLE: Duration = Duration::from_secs(15);
+/// How many clients a thread may have.
+const MAX_CLIENTS: usize = 1024;
 /// An answer that pauses for longer than this is a stream: short ones in several chunks should not
 /// cost several messages.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -95,6 +98,10 @@ impl Upstream {
     // This thread's.
     fn client(&self) -> Client {
         CLIENTS.with_borrow_mut(|clients| {
+            // Those of settings that are gone. A thread that is always busy would keep them for ever.
+            if clients.len() >= MAX_CLIENTS && !clients.contains_key(&self.number) {
+                clients.clear();
+            }
             let client = clients.entry(self.number).or_insert_with(|| {
                 let exchange = Exchange::default();
                 let (config, dialer) = (self.config.clone(), self.dialer.clone());
@@ -196,6 +203,30 @@ impl Upstream {
         Ok(body)
     }
 
+    /// Looks whether what is at `uri` takes connections.
+    ///
+    /// Errors: it does not, within this time; why.
+    pub fn reach(&self, uri: &Uri, timeout: Duration) -> std::result::Result<(), UpstreamError> {
+        self.connect(uri, Instant::now() + timeout).map(|_| ())
+    }
+
+    fn connect(
+        &self,
+        uri: &Uri,
+        deadline: Instant,
+    ) -> std::result::Result<Connection, UpstreamError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let resolving = NextTimeout {
+            after: left.into(),
+            reason: ureq::Timeout::Resolve,
+            ..NextTimeout::default()
+        };
+        let found = self.dialer.resolver().resolve(uri, &self.config, resolving);
+        let addresses = found.map_err(call_error)?;
+        let stream = self.dialer.connect(uri, &addresses, deadline);
+        stream.map_err(|error| UpstreamError::Unreachable(chain(&error)))
+    }
+
     /// Connects for a request whose body goes on as it comes, or that asks for an upgrade, and sends its
     /// head.
     ///
@@ -206,16 +237,7 @@ impl Upstream {
         timeout: Duration,
     ) -> std::result::Result<Duplex, UpstreamError> {
         let deadline = Instant::now() + timeout;
-        let resolving = NextTimeout {
-            after: timeout.into(),
-            reason: ureq::Timeout::Resolve,
-            ..NextTimeout::default()
-        };
-        let uri = request.uri();
-        let found = self.dialer.resolver().resolve(uri, &self.config, resolving);
-        let addresses = found.map_err(call_error)?;
-        let stream = self.dialer.connect(uri, &addresses, deadline);
-        let stream = stream.map_err(|error| UpstreamError::Unreachable(chain(&error)))?;
+        let stream = self.connect(request.uri(), deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
         Duplex::open(stream, request, left)
     }

@@ -8,6 +8,9 @@ use crate::base::topic::Id;
 
 /// What presences are published below.
 pub const FILTER: &str = "recado/agents/+/presence";
+/// The user property of the message that takes an announcement back: whoever sent it is going, and did
+/// not vanish.
+pub const GOODBYE: &str = "goodbye";
 /// How many bytes an agent may say of itself.
 const MAX_ANNOUNCEMENT: usize = 16 * 1024;
 /// How many topics one takes requests from, and how long what tells two with one id apart may be, in
@@ -37,6 +40,9 @@ pub struct Announcement {
     /// After how many seconds it says all this again; none: it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_s: Option<u64>,
+    /// After how many milliseconds it says again what it does; 0: only when asked; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stats_ms: Option<u64>,
     /// The topics that the broker does not let it read or write, though it must.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied: Vec<String>,
@@ -59,6 +65,13 @@ impl Announcement {
         let read: Announcement = serde_json::from_slice(payload).ok()?;
         let is_short = read.instance.len() <= MAX_INSTANCE;
         (is_short && read.topics.len() <= MAX_TOPICS).then_some(read)
+    }
+
+    /// Whether it should have said something, if that was so long ago.
+    pub fn is_overdue(&self, since: Duration) -> bool {
+        let every = Duration::from_millis(self.stats_ms.unwrap_or(0));
+        // Two may be lost, or come late.
+        !every.is_zero() && since > every.saturating_mul(5) / 2
     }
 
     /// For how long it holds; `None`: until it is taken back.

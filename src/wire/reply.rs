@@ -13,6 +13,8 @@ pub const STATUS: &str = "status";
 pub const ERROR: &str = "error";
 /// The user property that says how long a request was in the agent's queue and at its upstream.
 pub const TIMING: &str = "timing";
+/// The user property that names the agent that answers, where others could have.
+pub const AGENT: &str = "agent";
 /// The media type of JSON payloads.
 pub const JSON: &str = "application/json";
 /// The media type of problem documents (RFC 9457).

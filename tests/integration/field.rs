@@ -221,7 +221,7 @@ fn a_hangup_of_the_terminal_ends_no_service() {
     wait_until("it is answered", || get(address, "/ping").status == 200);
     for service in [&backend, &agent, &gateway] {
         service.signal("HUP");
-        service.wait_for_output("SIGHUP: ignored");
+        service.wait_for_output("SIGHUP: the settings were read again");
     }
     assert_eq!(get(address, "/ping").status, 200);
     let subscriber = Process::own("client_a", &["--broker", &broker.url()]);

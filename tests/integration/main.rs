@@ -53,6 +53,8 @@ mod odd_messages;
 mod old_peers;
 /// Upstreams that are reached by other ways than plain TCP.
 mod other_upstreams;
+/// SIGHUP: other settings, and no request lost.
+mod reloading;
 /// Messages of such bodies that overtake each other on the way.
 mod reordering;
 /// A broker with TLS, passwords and an access list: the files in `config/`.
@@ -67,7 +69,11 @@ mod shutdown;
 mod stream_failures;
 /// Bodies that are no single message, as they come and go.
 mod streams;
+/// What programs tell by themselves: to the log, and to systemd.
+mod telling;
 /// WebSockets and whatever else a connection is upgraded to.
 mod upgrades;
 /// What an upstream may answer, and how its connection may end.
 mod upstream_answers;
+/// What can be seen of it all: metrics, the live page, who is well.
+mod watching;

@@ -194,7 +194,15 @@ pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
         demo: true,
         ..cli::Agent::default()
     };
-    config::agent(&flags).unwrap()
+    unchecked(config::agent(&flags).unwrap())
+}
+
+// Upstreams of tests count their connections.
+fn unchecked(settings: AgentSettings) -> AgentSettings {
+    AgentSettings {
+        upstream_check: None,
+        ..settings
+    }
 }
 
 /// Settings of an agent as a file would give them.
@@ -205,7 +213,7 @@ pub fn agent_settings_of(broker: &str, text: &str) -> AgentSettings {
             config: Some(path),
             ..cli::Agent::default()
         };
-        config::agent(&flags).unwrap()
+        unchecked(config::agent(&flags).unwrap())
     })
 }
 

@@ -1,0 +1,128 @@
+//! One line for each request.
+
+use std::fmt;
+
+use log::kv::Value;
+use log::{Level, Record};
+
+use super::trace::{Millis, Trace, millis};
+use crate::base::logging::excerpt;
+use crate::front::Exchange;
+use crate::http::{Problem, client_gone};
+
+const TARGET: &str = "recado::access";
+
+/// Writes the line of a request; and where somebody has to do something about it, a warning too.
+pub(super) fn write(exchange: &Exchange<'_>, failure: Option<&Problem>, trace: &Trace) {
+    if Level::Info <= log::max_level() {
+        let line = Line {
+            target: target(exchange),
+            exchange,
+            failure,
+            trace,
+        };
+        log::logger().log(
+            &Record::builder()
+                .level(Level::Info)
+                .target(TARGET)
+                .key_values(&line.pairs())
+                .args(format_args!("{line}"))
+                .build(),
+        );
+    }
+    if let Some(problem) = failure.filter(|problem| calls_for_action(problem)) {
+        let (status, hop) = (problem.status.as_u16(), problem.hop.as_str());
+        log::warn!(
+            kind:% = format_args!("{status} {hop}"), request_id = trace.id.as_str();
+            "request {}: {status} at the {hop}: {}",
+            trace.id,
+            excerpt(problem.detail.as_bytes())
+        );
+    }
+}
+
+// What only its client can mend is no matter of whoever runs this.
+fn calls_for_action(problem: &Problem) -> bool {
+    problem.status.is_server_error() && problem.status != client_gone()
+}
+
+fn target(exchange: &Exchange<'_>) -> String {
+    match exchange.asked {
+        None => "-".to_owned(),
+        Some((_, target)) => excerpt(target.to_string().as_bytes()).to_string(),
+    }
+}
+
+struct Line<'a> {
+    target: String,
+    exchange: &'a Exchange<'a>,
+    failure: Option<&'a Problem>,
+    trace: &'a Trace,
+}
+
+impl Line<'_> {
+    fn method(&self) -> &str {
+        let asked = self.exchange.asked;
+        asked.map_or("-", |(method, _)| method.as_str())
+    }
+
+    fn status(&self) -> u16 {
+        self.exchange.response.status().as_u16()
+    }
+
+    fn hop(&self) -> &'static str {
+        self.failure.map_or(self.trace.hop, |it| it.hop).as_str()
+    }
+
+    // For log lines that are objects.
+    fn pairs(&self) -> Vec<(&str, Value<'_>)> {
+        let (exchange, trace) = (self.exchange, self.trace);
+        let mut pairs = vec![
+            ("client", Value::from_display(&trace.client)),
+            ("method", Value::from(self.method())),
+            ("target", Value::from(self.target.as_str())),
+            ("status", Value::from(self.status())),
+            ("bytes_in", Value::from(exchange.received)),
+            ("bytes_out", Value::from(exchange.sent)),
+            ("whole", Value::from(exchange.is_whole)),
+            ("duration_ms", Value::from(millis(exchange.took))),
+            ("hop", Value::from(self.hop())),
+            ("route", Value::from(&*trace.route)),
+            ("request_id", Value::from(trace.id.as_str())),
+        ];
+        if let Some(agent) = &trace.agent {
+            pairs.push(("agent", Value::from(agent.as_str())));
+        }
+        if let Some(problem) = self.failure {
+            pairs.push(("detail", Value::from(problem.detail.as_str())));
+        }
+        pairs
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (exchange, trace) = (self.exchange, self.trace);
+        write!(
+            f,
+            "{} \"{} {}\" {} in={} out={} ms={} hop={} agent={} id={}",
+            trace.client,
+            self.method(),
+            self.target,
+            self.status(),
+            exchange.received,
+            exchange.sent,
+            Millis(exchange.took),
+            self.hop(),
+            trace.agent.as_deref().unwrap_or("-"),
+            trace.id,
+        )?;
+        if !exchange.is_whole {
+            f.write_str(" cut")?;
+        }
+        match self.failure {
+            None => Ok(()),
+            Some(problem) => write!(f, ": {}", excerpt(problem.detail.as_bytes())),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! `agent --health`: asks a running agent how it is, through the broker, so that it needs no port.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use crate::agent::AgentSettings;
+use crate::base::error::{Error, Result};
+use crate::base::topic::{Id, TopicFilter};
+use crate::link::{Link, LinkEvent, LinkOptions, Subscription};
+use crate::wire::stats::{self, Stats};
+use crate::wire::{Message, Qos};
+
+/// How long the broker and the agent together may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is asked again: with QoS 0 a question may be lost.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long saying goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How an agent is.
+#[derive(Debug)]
+pub struct Health(Stats);
+
+/// Asks the agent that runs with these settings.
+///
+/// Errors: it does not answer ([`Error::NoAnswer`]), or the broker can't be reached
+/// ([`Error::BrokerUnreachable`]).
+pub fn ask(settings: &AgentSettings) -> Result<Health> {
+    let topic = stats::topic(&settings.id).map_err(|error| Error::Usage(error.to_string()))?;
+    let options = LinkOptions {
+        broker: settings.broker.clone(),
+        client_id: format!("recado-health-{}", Id::random()),
+        session_expiry: Duration::ZERO,
+        keep_alive: settings.keep_alive,
+        max_packet_bytes: 1024 * 1024,
+        queue: 16,
+        queue_bytes: 1024 * 1024,
+        proves_topics: false,
+        manual_acknowledgement: false,
+        will: None,
+        subscriptions: vec![Subscription {
+            filter: TopicFilter::from(&topic),
+            qos: Qos::AtMostOnce,
+            group: None,
+            retained: false,
+            is_needed: true,
+        }],
+    };
+    let question = Message {
+        topic: topic.to_string(),
+        ..Message::default()
+    };
+    let (on_event, events) = bounded(16);
+    let link = Link::start(options, move |_, event| {
+        let _ = match event {
+            LinkEvent::Message(message) => match Stats::read(&message.payload) {
+                Some(stats) => on_event.try_send(Ok(stats)),
+                None => Ok(()),
+            },
+            LinkEvent::Down(reason) => on_event.try_send(Err(reason)),
+            _ => Ok(()),
+        };
+    })?;
+    let until = Instant::now() + PATIENCE;
+    let mut reason = None;
+    let mut answer = None;
+    while answer.is_none() && Instant::now() < until {
+        let _ = link
+            .publisher()
+            .publish_before(question.clone(), until.min(Instant::now() + AGAIN));
+        match events.recv_deadline(until.min(Instant::now() + AGAIN)) {
+            Ok(Ok(stats)) => answer = Some(stats),
+            Ok(Err(why)) => reason = Some(why),
+            Err(_) => {}
+        }
+    }
+    let stopped = link.stop(Instant::now() + GOODBYE);
+    match (answer, reason) {
+        (Some(stats), _) => stopped.map(|()| Health(stats)),
+        (None, Some(reason)) => Err(Error::BrokerUnreachable {
+            broker: settings.broker.to_string(),
+            reason,
+        }),
+        (None, None) => Err(Error::NoAnswer {
+            agent: settings.id.to_string(),
+            patience: PATIENCE,
+        }),
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Health(stats) = self;
+        writeln!(
+            f,
+            "agent {}: {} in work, {} queued, {} errors in the last minute",
+            stats.id, stats.in_work, stats.queued, stats.errors_last_minute
+        )?;
+        for upstream in &stats.upstreams {
+            let (service, why) = (&upstream.service, upstream.why.as_deref());
+            match upstream.accepts {
+                Some(true) => writeln!(f, "upstream of {service}: takes connections")?,
+                Some(false) => writeln!(f, "upstream of {service}: {}", why.unwrap_or("no"))?,
+                None => writeln!(f, "upstream of {service}: nobody has tried")?,
+            }
+        }
+        Ok(())
+    }
+}
