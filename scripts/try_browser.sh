@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Drives a headless Chromium over applications behind agents, by their names and below a path.
+# Drives a headless Chromium over applications behind agents, by their names and below a path, and over the live
+# page.
 #
-#   scripts/try_browser.sh [SCREENSHOT.png]
+#   scripts/try_browser.sh [FOLDER]    screenshots go there
 #
 #   RECADO_BIN (target/debug)  where the programs are
 #   PYTHON (/usr/bin/python3)  one with selenium, flask, fastapi, uvicorn, websockets and django
@@ -52,4 +53,10 @@ for app in flask:flask_app spa:single_page_app django:django_app; do
   start "agent-${app%:*}" "$bin/agent" --id "${app%:*}" --upstream "http://127.0.0.1:$port"
   until_it_answers "http://127.0.0.1:$gateway/agents/${app%:*}/" gateway
 done
-"$python" tests/browser/drive.py "$gateway" "$@"
+service=$(free_port)
+start service "$bin/api_2" --listen "127.0.0.1:$service"
+start agent-demo "$bin/agent" --upstream "http://127.0.0.1:$service" --demo
+demo=${pids[-1]}
+until_it_answers "http://127.0.0.1:$gateway/ping" gateway
+"$python" tests/browser/drive.py "$gateway" ${1:+"$1/django.png"}
+"$python" tests/browser/live.py "$gateway" "$demo" "$@"
