@@ -32,15 +32,13 @@ fn commit() -> Option<String> {
     if !std::path::Path::new(".git").exists() {
         return None;
     }
-    println!(
-        "cargo:rerun-if-changed={}",
-        git(&["rev-parse", "--git-path", "HEAD"])?
-    );
-    if let Some(branch) = git(&["symbolic-ref", "-q", "HEAD"]) {
-        println!(
-            "cargo:rerun-if-changed={}",
-            git(&["rev-parse", "--git-path", &branch])?
-        );
+    let branch = git(&["symbolic-ref", "-q", "HEAD"]);
+    let names = ["HEAD", "packed-refs"].into_iter().chain(branch.as_deref());
+    for file in names.filter_map(|name| git(&["rev-parse", "--git-path", name])) {
+        // One that is not there counts as changed each time.
+        if std::path::Path::new(&file).exists() {
+            println!("cargo:rerun-if-changed={file}");
+        }
     }
     git(&["rev-parse", "--short=12", "HEAD"])
 }

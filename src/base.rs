@@ -9,9 +9,11 @@ pub mod error;
 mod flood;
 mod json_lines;
 pub mod logging;
+pub mod millis;
 #[cfg(feature = "tls")]
 pub(crate) mod pem;
 pub mod pool;
+pub mod process;
 pub mod supervisor;
 pub mod threads;
 pub mod topic;

@@ -132,7 +132,8 @@ pub struct Agent {
     /// The name of this agent [default: demo]
     #[arg(long, value_name = "NAME")]
     pub id: Option<String>,
-    /// Ask the running agent with these settings how it is, through the broker, and exit: 0 well, 1 not
+    /// Ask the running agent with these settings how it is, through the broker, print it, and exit: 0 if it
+    /// answers, 1 if not
     #[arg(long, conflicts_with = "check")]
     pub health: bool,
     /// Check the settings, print what would be used, and exit

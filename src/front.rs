@@ -12,6 +12,6 @@ mod reading;
 mod response;
 pub mod tiny;
 
-pub use handler::{Client, Exchange, Front, Handler, Takes};
+pub use handler::{Client, Cut, Exchange, Front, Handler, Takes};
 pub use listen::bind;
 pub use options::{FrontKind, HttpLimits};

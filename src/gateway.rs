@@ -19,6 +19,7 @@ pub mod pending;
 mod presence;
 mod probe;
 mod router;
+mod scrape;
 mod seen;
 mod service;
 mod settings;

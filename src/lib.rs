@@ -31,8 +31,9 @@
 //! 2. [`wire`]: what travels, byte for byte. [`http`]: HTTP without sockets.
 //! 3. [`link`]: the connection to the broker and its thread. [`stream`]: bodies in pieces.
 //! 4. [`front`]: the two HTTP servers. [`upstream`]: the HTTP client.
-//! 5. [`gateway`] (api_1) and [`agent`]: these put the pieces together.
-//! 6. [`cli`], [`config`], [`tools`], [`service`]: what makes programs of them.
+//! 5. [`monitor`]: the access log, metrics, the live page.
+//! 6. [`gateway`] (api_1) and [`agent`]: these put the pieces together.
+//! 7. [`cli`], [`config`], [`tools`], [`service`]: what makes programs of them.
 
 pub mod agent;
 pub mod base;

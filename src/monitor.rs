@@ -5,7 +5,6 @@ pub mod histogram;
 pub mod live;
 pub mod metrics;
 pub mod page;
-pub mod process;
 pub mod trace;
 
 use std::sync::Arc;

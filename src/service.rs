@@ -38,7 +38,7 @@ pub trait Service: Sized {
     /// Goes on with other settings. Returns the keys that can't change so.
     ///
     /// Errors: these settings can't be used; then nothing has changed.
-    fn reload(&self, settings: Self::Settings) -> Result<Vec<&'static str>>;
+    fn reload(&self, settings: Self::Settings) -> Result<Vec<String>>;
 
     /// Stops it in order.
     ///
@@ -61,7 +61,7 @@ impl Service for Gateway {
         Some(settings.log)
     }
 
-    fn reload(&self, settings: GatewaySettings) -> Result<Vec<&'static str>> {
+    fn reload(&self, settings: GatewaySettings) -> Result<Vec<String>> {
         Gateway::reload(self, settings)
     }
 
@@ -85,7 +85,7 @@ impl Service for Agent {
         Some(settings.log)
     }
 
-    fn reload(&self, settings: AgentSettings) -> Result<Vec<&'static str>> {
+    fn reload(&self, settings: AgentSettings) -> Result<Vec<String>> {
         Agent::reload(self, settings)
     }
 
@@ -97,7 +97,7 @@ impl Service for Agent {
 impl Service for Backend {
     type Settings = ();
 
-    fn reload(&self, (): ()) -> Result<Vec<&'static str>> {
+    fn reload(&self, (): ()) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 
@@ -110,7 +110,7 @@ impl Service for Backend {
 impl Service for crate::tools::broker::Broker {
     type Settings = ();
 
-    fn reload(&self, (): ()) -> Result<Vec<&'static str>> {
+    fn reload(&self, (): ()) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 

@@ -9,7 +9,7 @@ use super::settings::Service;
 use crate::base::clock::Moment;
 use crate::base::threads::lock;
 use crate::http::Failure;
-use crate::wire::stats::{UpstreamState, beginning};
+use crate::wire::stats::UpstreamState;
 
 /// Errors that are not older than this are told.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -128,7 +128,17 @@ impl Figures {
     /// Whether the upstream of a service takes connections; so do those of others that have the same.
     pub fn reached(&self, service: usize, reached: Result<(), String>, now: Moment) {
         let failure = reached.err();
-        let upstream = lock(&self.upstreams[service].state).upstream.clone();
+        let upstream = {
+            let state = lock(&self.upstreams[service].state);
+            // What is known already need not be said again for each request.
+            let is_known = state.seen.as_ref().is_some_and(|seen| {
+                seen.failure.is_none() && failure.is_none() && now.since(seen.at) < STEP
+            });
+            if is_known {
+                return;
+            }
+            state.upstream.clone()
+        };
         for known in &self.upstreams {
             let mut state = lock(&known.state);
             if state.upstream != upstream {
@@ -168,9 +178,7 @@ impl Figures {
             UpstreamState {
                 service: known.service.clone(),
                 accepts: seen.as_ref().map(|seen| seen.failure.is_none()),
-                why: seen
-                    .and_then(|seen| seen.failure)
-                    .map(|why| beginning(&why)),
+                why: seen.and_then(|seen| seen.failure),
             }
         };
         self.upstreams.iter().map(state).collect()

@@ -22,7 +22,7 @@ use crate::base::pool::Pool;
 use crate::base::threads::{StopSignal, lock};
 use crate::base::topic::Id;
 use crate::http::Failure;
-use crate::link::Publisher;
+use crate::link::{BrokerUrl, Publisher};
 use crate::stream::Streams;
 use crate::wire::Message;
 use crate::wire::deadline::Sent;
@@ -69,7 +69,7 @@ impl Intake {
         })
     }
 
-    // What requests are executed by; each by the one that there was when it was taken up.
+    // What requests are executed by; each by the one that there was when a worker took it up.
     fn executor(&self) -> Arc<Executor> {
         let executor = self.executor.read();
         Arc::clone(&executor.unwrap_or_else(PoisonError::into_inner))
@@ -78,13 +78,18 @@ impl Intake {
     /// Goes on with other settings. Returns the keys that can't change so.
     ///
     /// Errors: a service can't work; then nothing has changed.
-    pub fn reload(&self, wished: AgentSettings) -> Result<Vec<&'static str>> {
+    pub fn reload(&self, wished: AgentSettings) -> Result<Vec<String>> {
         let (next, fixed) = self.executor().settings().reloaded(wished);
         let executor = Arc::new(Executor::new(next)?);
         self.figures.reloaded(&executor.settings().services);
         let own = self.executor.write();
         *own.unwrap_or_else(PoisonError::into_inner) = executor;
         Ok(fixed)
+    }
+
+    /// The broker, and who this agent is there.
+    pub fn broker(&self) -> BrokerUrl {
+        self.executor().settings().broker.clone()
     }
 
     /// What is counted.
@@ -146,7 +151,7 @@ impl Intake {
         }
         if let Some(flaw) = flaw {
             let failure = Failure::Unreadable(flaw);
-            return job.reply_failure(&failure, Spent::default(), Patience::None);
+            return self.answer_unexecuted(&job, &failure, Patience::None);
         }
         // What waits for a first that is running has a bound of its own.
         let Some(mut job) = self.unless_seen(job, Patience::None) else {
@@ -223,6 +228,14 @@ impl Intake {
         self.end(job, &ended, Patience::None);
     }
 
+    // Answers a request that nobody executes, for a reason of its own.
+    fn answer_unexecuted(&self, job: &Job, failure: &Failure, patience: Patience) {
+        self.figures.dropped.add();
+        let (topic, words) = (&job.message.topic, failure.to_string());
+        log::info!("{topic}: {}", excerpt(words.as_bytes()));
+        job.reply_failure(failure, Spent::default(), patience);
+    }
+
     // A request that came before gets the reply of the first, now or when there is one.
     fn unless_seen(&self, mut job: Box<Job>, patience: Patience) -> Option<Box<Job>> {
         let Some(key) = Key::of(&job.message, &self.seeds) else {
@@ -234,7 +247,7 @@ impl Intake {
             Seen::New(job) => return Some(job),
             Seen::Waiting => {}
             Seen::TooMany(job) => {
-                job.reply_failure(&Failure::TooManyRepeats, Spent::default(), patience);
+                self.answer_unexecuted(&job, &Failure::TooManyRepeats, patience);
             }
             Seen::Before(job, ended) => job.end(&ended, patience),
         }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::base::logging::excerpt;
+use crate::base::millis::millis;
 use crate::http::problem::Outcome;
 use crate::http::{Failure, Response};
-use crate::monitor::trace::millis;
 
 /// How a request ended.
 #[derive(Debug, Clone)]

@@ -5,23 +5,26 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::figures::Figures;
 use super::job::Job;
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::pool::Pool;
+use crate::base::process::taken;
 use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::link::{Publisher, Subscription};
-use crate::monitor::process::taken;
 use crate::stream::Streams;
 use crate::wire::stats::{self, Stats};
 use crate::wire::{Message, Qos};
 
 /// How often it may be asked: what somebody asks for must not cost more than asking.
 const ASKED: Duration = Duration::from_millis(500);
+/// Some brokers end the connection of who publishes what it may not. One that ends so soon after something
+/// was said is suspicious; after so many in a row nothing is said for a while.
+const SOON: Duration = Duration::from_secs(2);
+const SUSPICIOUS: u32 = 3;
+const QUIET: Duration = Duration::from_secs(3600);
 
 /// Says what an agent does.
 pub(super) struct Reports {
@@ -40,8 +43,14 @@ pub(super) struct Reports {
 struct State {
     is_connected: bool,
     is_denied: bool,
+    // When something was said on this connection: first, and last.
+    first: Option<Moment>,
     said: Option<Moment>,
-    asked: Option<Moment>,
+    // When somebody was answered last, and whether somebody waits.
+    answered: Option<Moment>,
+    is_asked: bool,
+    ended_soon: u32,
+    quiet_until: Option<Moment>,
 }
 
 impl Reports {
@@ -70,48 +79,66 @@ impl Reports {
     /// There is a connection: soon it will say something.
     pub fn connected(&self) {
         self.figures.connections.add();
-        *lock(&self.state) = State {
+        let mut state = lock(&self.state);
+        *state = State {
             is_connected: true,
+            ended_soon: state.ended_soon,
+            quiet_until: state.quiet_until,
             ..State::default()
         };
     }
 
     /// There is none any more.
-    pub fn disconnected(&self) {
-        lock(&self.state).is_connected = false;
+    pub fn disconnected(&self, now: Moment) {
+        let mut state = lock(&self.state);
+        state.is_connected = false;
+        match state.first.take() {
+            Some(first) if now.since(first) < SOON => state.ended_soon += 1,
+            Some(_) => state.ended_soon = 0,
+            None => {}
+        }
+        if state.ended_soon >= SUSPICIOUS {
+            state.ended_soon = 0;
+            state.quiet_until = Some(now + QUIET);
+            log::warn!(
+                "the broker ends the connection whenever something is said on {}: nothing is, for an hour (see its access list, or set stats_ms = 0)",
+                self.topic
+            );
+        }
     }
 
     /// Says what is due. To be called every now and then.
     pub fn tick(&self, publisher: &Publisher, now: Moment) {
-        let Some(every) = self.every else {
-            return;
-        };
         {
             let mut state = lock(&self.state);
-            let is_due = state.said.is_none_or(|said| now.since(said) >= every);
-            if !is_due || !state.is_connected || state.is_denied {
+            let is_quiet = state.quiet_until.is_some_and(|until| now < until);
+            if !state.is_connected || state.is_denied || is_quiet {
                 return;
             }
+            let since = |at: Option<Moment>, time| at.is_none_or(|at| now.since(at) >= time);
+            let answers = state.is_asked && since(state.answered, ASKED);
+            let is_due = self.every.is_some_and(|every| since(state.said, every));
+            if !answers && !is_due {
+                return;
+            }
+            if answers {
+                state.is_asked = false;
+                state.answered = Some(now);
+            }
             state.said = Some(now);
+            state.first.get_or_insert(now);
         }
         self.say(publisher, now);
     }
 
-    /// Takes a message on its topic: an empty one asks. Returns whether it was one.
-    pub fn take(&self, publisher: &Publisher, message: &Message, now: Moment) -> bool {
-        if message.topic != self.topic.as_str() {
-            return false;
+    /// Takes a message on its topic: an empty one asks, and is answered with the next [`Reports::tick`].
+    /// Returns whether it was one. Runs on the mqtt thread.
+    pub fn take(&self, message: &Message) -> bool {
+        let is_own = message.topic == self.topic.as_str();
+        if is_own && message.payload.is_empty() {
+            lock(&self.state).is_asked = true;
         }
-        if message.payload.is_empty() {
-            let mut state = lock(&self.state);
-            let is_early = state.asked.is_some_and(|at| now.since(at) < ASKED);
-            if !is_early {
-                state.asked = Some(now);
-                drop(state);
-                self.say(publisher, now);
-            }
-        }
-        true
+        is_own
     }
 
     /// Whether the broker has refused what is said here: then it is said no more on this connection.
@@ -129,7 +156,7 @@ impl Reports {
     fn say(&self, publisher: &Publisher, now: Moment) {
         let message = Message {
             topic: self.topic.to_string(),
-            payload: json!(self.stats(now)).to_string().into(),
+            payload: self.stats(now).write().into(),
             ..Message::default()
         };
         // The next one says as much.
@@ -220,7 +247,7 @@ mod tests {
         assert!(!reports.is_refused("elsewhere", "x"));
         assert!(reports.is_refused(TOPIC, "NotAuthorized"));
         assert!(tick(30_000).is_empty());
-        reports.disconnected();
+        reports.disconnected(at(30_000));
         reports.connected();
         assert_eq!(tick(30_001).len(), 1);
     }
@@ -236,13 +263,35 @@ mod tests {
             payload: payload.into(),
             ..Message::default()
         };
-        assert!(reports.take(&publisher, &message(b"{}"), at(0)), "its own");
-        assert!(sent.is_empty());
-        for millis in [0, 1, 499, 500] {
-            assert!(reports.take(&publisher, &message(b""), at(millis)));
+        assert!(reports.take(&message(b"{}")), "its own");
+        for (millis, answers) in [(0, 1), (1, 0), (499, 0), (500, 1)] {
+            assert!(reports.take(&message(b"")));
+            reports.tick(&publisher, at(millis));
+            assert_eq!(sent.try_iter().count(), answers, "{millis}");
         }
-        assert_eq!(sent.try_iter().count(), 2);
+        reports.tick(&publisher, at(2000));
+        assert!(sent.is_empty(), "nobody asks");
         let elsewhere = Message::default();
-        assert!(!reports.take(&publisher, &elsewhere, at(0)));
+        assert!(!reports.take(&elsewhere));
+    }
+
+    #[test]
+    fn whom_it_costs_the_connection_to_say_something_is_quiet() {
+        let (sent, publisher, _memory) = Memory::start();
+        let reports = reports(Some(Duration::from_secs(10)));
+        let connection = |begins: u64, lives: u64| {
+            reports.connected();
+            reports.tick(&publisher, at(begins));
+            reports.disconnected(at(begins + lives));
+            sent.try_iter().count()
+        };
+        assert_eq!(connection(0, 100), 1);
+        assert_eq!(connection(10_000, 100), 1);
+        assert_eq!(connection(20_000, 5_000), 1, "this one lived");
+        for begins in [30_000, 40_000, 50_000] {
+            assert_eq!(connection(begins, 100), 1);
+        }
+        assert_eq!(connection(60_000, 100), 0);
+        assert_eq!(connection(3_700_000, 100), 1, "an hour later");
     }
 }

@@ -98,7 +98,7 @@ impl Agent {
             LinkEvent::Message(message) if message.topic == presence.topic() => {
                 presence.heard(publisher, &message.payload, Moment::now());
             }
-            LinkEvent::Message(message) if said.take(publisher, &message, Moment::now()) => {}
+            LinkEvent::Message(message) if said.take(&message) => {}
             LinkEvent::Message(message) if presence.is_probe(&message) => {}
             LinkEvent::Message(message)
                 if pieces.take(publisher, &message, |_| false, Instant::now()) =>
@@ -120,7 +120,7 @@ impl Agent {
             LinkEvent::Down(_) => {
                 presence.disconnected();
                 pieces.disconnected();
-                said.disconnected();
+                said.disconnected(Moment::now());
             }
             _ => {}
         })?;
@@ -170,23 +170,20 @@ impl Agent {
         }
     }
 
-    /// Whether its threads go on.
+    /// Whether the thread goes on that all requests need, the `mqtt` thread.
     pub fn is_alive(&self) -> bool {
         self.link.is_alive()
     }
 
     /// Goes on with other settings, without losing a request: each is executed with those that there were
-    /// when it was taken up. Returns the keys that can't change so.
+    /// when a worker took it up. Returns the keys that can't change so.
     ///
     /// Errors: as [`Agent::check`]; then nothing has changed.
-    pub fn reload(&self, wished: AgentSettings) -> Result<Vec<&'static str>> {
+    pub fn reload(&self, wished: AgentSettings) -> Result<Vec<String>> {
         check_tls(&wished.broker)?;
         warn_of_strangers(&wished);
-        let broker = wished.broker.clone();
         let fixed = self.intake.reload(wished)?;
-        if !fixed.contains(&"broker") {
-            self.link.set_broker(broker);
-        }
+        self.link.set_broker(self.intake.broker());
         Ok(fixed)
     }
 

@@ -45,62 +45,59 @@ pub struct AgentSettings {
 impl AgentSettings {
     /// What of other settings a running agent can go on with, and the keys of what it can't: these keep
     /// their values.
-    pub(super) fn reloaded(&self, wished: AgentSettings) -> (AgentSettings, Vec<&'static str>) {
-        let mut fixed = Vec::new();
-        let mut note = |key, is_same: bool| {
-            if !is_same {
-                fixed.push(key);
-            }
-        };
-        note("broker", self.broker.is_same_place(&wished.broker));
-        note("id", self.id == wished.id);
-        note("keep_alive_s", self.keep_alive == wished.keep_alive);
-        note(
-            "max_body_bytes",
-            self.max_body_bytes == wished.max_body_bytes,
-        );
-        note(
-            "max_buffered_bytes",
-            self.max_buffered_bytes == wished.max_buffered_bytes,
-        );
-        note(
-            "inline_bytes, max_streams, window_bytes, stream_idle_ms",
-            self.streams == wished.streams,
-        );
-        note(
-            "presence_refresh_s",
-            self.presence_refresh == wished.presence_refresh,
-        );
-        note("stats_ms", self.stats == wished.stats);
-        note(
-            "upstream_check_ms",
-            self.upstream_check == wished.upstream_check,
-        );
+    pub(super) fn reloaded(&self, wished: AgentSettings) -> (AgentSettings, Vec<String>) {
+        let is_same_place = self.broker.is_same_place(&wished.broker);
         // Each has a subscription and workers of its own.
         let (own, services) = (&self.services, &wished.services);
-        let is_same = own.len() == services.len()
+        let are_same = own.len() == services.len()
             && own
                 .iter()
                 .zip(services)
                 .all(|(own, service)| own.stays(service));
-        note(
-            "the [[service]]s, and their topics, workers or queue (no service has changed)",
-            is_same,
-        );
-        let broker = match self.broker.is_same_place(&wished.broker) {
-            true => wished.broker,
-            false => self.broker.clone(),
-        };
-        let services = match is_same {
-            true => wished.services,
-            false => self.services.clone(),
-        };
+        let kept = [
+            ("broker", is_same_place),
+            ("id", self.id == wished.id),
+            ("keep_alive_s", self.keep_alive == wished.keep_alive),
+            (
+                "max_body_bytes",
+                self.max_body_bytes == wished.max_body_bytes,
+            ),
+            (
+                "max_buffered_bytes",
+                self.max_buffered_bytes == wished.max_buffered_bytes,
+            ),
+            (
+                "inline_bytes, max_streams, window_bytes, stream_idle_ms",
+                self.streams == wished.streams,
+            ),
+            (
+                "presence_refresh_s",
+                self.presence_refresh == wished.presence_refresh,
+            ),
+            ("stats_ms", self.stats == wished.stats),
+            (
+                "upstream_check_ms",
+                self.upstream_check == wished.upstream_check,
+            ),
+            (
+                "which [[service]]s there are, their topics, workers and queue (no service has changed)",
+                are_same,
+            ),
+        ];
+        let changed = kept.iter().filter(|(_, is_same)| !is_same);
+        let fixed = changed.map(|(key, _)| (*key).to_owned()).collect();
         let next = AgentSettings {
             log: wished.log,
-            broker,
+            broker: match is_same_place {
+                true => wished.broker,
+                false => self.broker.clone(),
+            },
             max_timeout: wished.max_timeout,
             reply_prefixes: wished.reply_prefixes,
-            services,
+            services: match are_same {
+                true => wished.services,
+                false => self.services.clone(),
+            },
             ..self.clone()
         };
         (next, fixed)

@@ -115,7 +115,7 @@ impl fmt::Display for Error {
             }
             Error::NoAnswer { agent, patience } => write!(
                 f,
-                "agent {agent} does not answer within {} s: is it running, connected to this broker, and may both read and write recado/agents/{agent}/stats?",
+                "agent {agent} does not answer within {} s: is it running, connected to this broker, of this version, and may both read and write recado/agents/{agent}/stats?",
                 patience.as_secs()
             ),
             Error::Thread { name, reason } => write!(f, "thread {name} {reason}"),

@@ -43,8 +43,8 @@ struct Window {
 pub(super) struct Held {
     pub level: Level,
     pub count: u64,
-    /// What the last one of them says.
-    pub last: String,
+    /// What one of them says.
+    pub example: String,
 }
 
 impl Flood {
@@ -82,10 +82,13 @@ impl Flood {
         let held = window.held.get_or_insert(Held {
             level: record.level(),
             count: 0,
-            last: String::new(),
+            example: String::new(),
         });
         held.count += 1;
-        held.last = record.args().to_string();
+        // One of them is enough, and making it takes its time: a late one, though not each.
+        if held.count.is_power_of_two() {
+            held.example = record.args().to_string();
+        }
         Err(window.until)
     }
 
@@ -148,7 +151,7 @@ mod tests {
         let held = |level| Held {
             level,
             count: 90,
-            last: "it fails".into(),
+            example: "it fails".into(),
         };
         assert_eq!(due, [held(Level::Error), held(Level::Warn)]);
         assert_eq!(next, None);

@@ -1,6 +1,5 @@
 //! A log line as one JSON object, for programs that read logs.
 
-use std::io::Write;
 use std::time::SystemTime;
 
 use log::kv::{Error, Key, Value, VisitSource};
@@ -10,13 +9,12 @@ use serde::ser::{SerializeMap, Serializer};
 /// What every line has; nothing that a record carries may take its place.
 const OWN: [&str; 4] = ["time", "level", "thread", "message"];
 
-/// Writes a record: `time` (RFC 3339), `level`, `thread`, `message`, and what else it carries by name.
-pub(super) fn write(record: &Record<'_>, to: &mut impl Write) {
+/// A record as a line: `time` (RFC 3339), `level`, `thread`, `message`, and what else it carries by name.
+pub(super) fn line(record: &Record<'_>) -> Vec<u8> {
     // Strings and numbers only, into memory: it can't fail.
     let mut line = object(record).unwrap_or_default();
     line.push(b'\n');
-    // One write for each line: they must not be mixed. There is nowhere to report a failure to.
-    let _ = to.write_all(&line);
+    line
 }
 
 fn object(record: &Record<'_>) -> serde_json::Result<Vec<u8>> {
@@ -36,15 +34,13 @@ fn object(record: &Record<'_>) -> serde_json::Result<Vec<u8>> {
 
 /// The line that says how many others were lost.
 pub(super) fn lost(lost: usize) -> String {
-    let mut line = Vec::new();
     let pair = [("lost_lines", lost)];
     let record = Record::builder()
         .level(Level::Warn)
         .args(format_args!("log lines were lost: they came too fast"))
         .key_values(&pair)
         .build();
-    write(&record, &mut line);
-    String::from_utf8_lossy(line.trim_ascii_end()).into_owned()
+    String::from_utf8_lossy(line(&record).trim_ascii_end()).into_owned()
 }
 
 struct Members<'a, Map>(&'a mut Map);
@@ -71,7 +67,6 @@ mod tests {
 
     #[test]
     fn a_line_is_one_object_whatever_it_says() {
-        let mut line = Vec::new();
         let pairs = [
             ("status", Value::from(503_u64)),
             ("duration_ms", Value::from(1.5)),
@@ -81,10 +76,7 @@ mod tests {
         let record = &mut Record::builder();
         let record = record.level(Level::Warn).key_values(&pairs);
         let what = "\"quotes\"";
-        write(
-            &record.args(format_args!("two\nlines and {what}")).build(),
-            &mut line,
-        );
+        let line = line(&record.args(format_args!("two\nlines and {what}")).build());
         let text = String::from_utf8(line).unwrap();
         assert_eq!(text.matches('\n').count(), 1);
         let read: serde_json::Value = serde_json::from_str(&text).unwrap();

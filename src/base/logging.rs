@@ -1,6 +1,7 @@
 //! Log lines on standard error: time, level, thread, text; or each as a JSON object.
 
 use std::cell::{OnceCell, RefCell};
+use std::io::Write;
 use std::time::Instant;
 use std::{fmt, io};
 
@@ -129,7 +130,11 @@ impl Log for PerThread {
         // None: the thread is just ending.
         let _ = LOGGER.try_with(|own| match own.get_or_init(|| self.logger()) {
             Own::Text(logger) => logger.log(record),
-            Own::Json(lines) => json_lines::write(record, &mut *lines.borrow_mut()),
+            Own::Json(lines) => {
+                // Made before it is borrowed: whatever is shown may log something itself.
+                let line = json_lines::line(record);
+                let _ = lines.borrow_mut().write_all(&line);
+            }
         });
     }
 
@@ -159,12 +164,19 @@ pub fn printable(bytes: &[u8]) -> Excerpt<'_> {
     }
 }
 
+// What steers a terminal, or makes text look like another.
+fn is_unseen(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
 impl fmt::Display for Excerpt<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = &self.bytes[..self.bytes.len().min(self.limit)];
         for chunk in shown.utf8_chunks() {
             let mut plain = chunk.valid();
-            while let Some(at) = plain.find(char::is_control) {
+            while let Some(at) = plain.find(is_unseen) {
                 f.write_str(&plain[..at])?;
                 let control = plain[at..].chars().next().unwrap_or_default();
                 write!(f, "{}", control.escape_default())?;
@@ -193,6 +205,12 @@ mod tests {
             shown,
             "{\"ask\": \"ping\"}\\n2026 [INFO] \\u{1b}[31mall well\\xff"
         );
+    }
+
+    #[test]
+    fn text_that_would_look_like_another_is_shown_as_it_is() {
+        let shown = excerpt("a\u{202e}b\u{2028}c\u{e9}".as_bytes()).to_string();
+        assert_eq!(shown, "a\\u{202e}b\\u{2028}c\u{e9}");
     }
 
     #[test]

@@ -94,8 +94,10 @@ impl<T: Send + 'static> Pool<T> {
         let Crew { options, state, .. } = &*self.crew;
         let mut state = lock(state);
         // Each of these takes one job off the queue.
-        let free =
-            state.idle.len() + state.waking + state.max_workers.saturating_sub(state.workers);
+        let busy = state
+            .workers
+            .saturating_sub(state.idle.len() + state.waking);
+        let free = state.max_workers.saturating_sub(busy);
         if state.closed || state.queue.len() >= free + options.queue {
             return Err(job);
         }

@@ -126,7 +126,7 @@ pub enum Hangup {
     Stop,
 }
 
-/// Turns SIGINT and SIGTERM into a stop signal, on a thread of its own.
+/// Turns SIGINT and SIGTERM into a stop signal, and passes SIGHUP on, on a thread of its own.
 ///
 /// The first signal asks for an orderly stop. A second one ends the process at once, for a user
 /// who doesn't want to wait for the drain.

@@ -137,14 +137,22 @@ impl Pending {
     // Says how many lines were not written. They come to this thread as any others do.
     fn tell_counts(&self, is_end: bool) {
         let now = Instant::now();
-        if !is_end && lock(&self.state).due.is_none_or(|due| due > now) {
+        // Before the counts are taken: what is held back meanwhile says anew when it is due.
+        if lock(&self.state)
+            .due
+            .take_if(|due| is_end || *due <= now)
+            .is_none()
+        {
             return;
         }
         let (counts, next) = self.flood.take(now, is_end);
-        lock(&self.state).due = next;
+        if let Some(next) = next {
+            let mut state = lock(&self.state);
+            state.due = Some(state.due.map_or(next, |due| due.min(next)));
+        }
         for held in counts {
-            let (count, last) = (held.count, held.last);
-            log::log!(target: COUNTS, held.level, "{count} more like this, the last one: {last}");
+            let (count, example) = (held.count, held.example);
+            log::log!(target: COUNTS, held.level, "{count} more like this: {example}");
         }
     }
 }

@@ -1,12 +1,15 @@
 //! Who may call api_1: bearer tokens, passwords, and the proxies that are believed.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use toml::Spanned;
 
+use super::values::apart_if_any;
 use crate::base::error::{Error, Result};
 use crate::gateway::{Access, Admission, Token, User, Users};
 
@@ -18,6 +21,7 @@ const MIN_TOKEN: usize = 16;
 pub(super) struct RawAccess {
     tokens_file: Option<PathBuf>,
     users_file: Option<PathBuf>,
+    monitors: Option<Spanned<Vec<String>>>,
     trusted_proxies: Vec<Proxy>,
 }
 
@@ -38,20 +42,24 @@ impl TryFrom<String> for Proxy {
 }
 
 impl RawAccess {
-    /// Reads the tokens and the users.
+    /// Reads the tokens and the users. Returns where those stand who may look, too.
     ///
     /// Errors: a file can't be read, or a line of it is wrong.
-    pub fn load(self) -> Result<Access> {
+    pub fn load(self) -> Result<(Access, Range<usize>)> {
         let tokens = match &self.tokens_file {
             Some(path) => read_tokens(path)?,
             None => Vec::new(),
         };
-        Ok(Access {
+        let users = self.users_file.map(read_users).transpose()?;
+        let (monitors, monitors_at) = apart_if_any(self.monitors);
+        let access = Access {
+            monitors,
             tokens,
             tokens_file: self.tokens_file,
-            users: self.users_file.map(read_users).transpose()?,
+            users,
             trusted_proxies: self.trusted_proxies.into_iter().map(|it| it.0).collect(),
-        })
+        };
+        Ok((access, monitors_at))
     }
 }
 

@@ -100,6 +100,27 @@ fn check_tokens<'a>(
     Ok(())
 }
 
+// Likewise.
+fn check_monitors(access: &Access, at: &Range<usize>, source: &source::Source) -> Result<()> {
+    let is_known = |name: &String| {
+        let is_users = access.users.as_ref().is_some_and(|users| users.has(name));
+        is_users || access.tokens.iter().any(|token| token.name == *name)
+    };
+    match access
+        .monitors
+        .iter()
+        .flatten()
+        .find(|name| !is_known(name))
+    {
+        None => Ok(()),
+        Some(name) => {
+            let message =
+                format!("found {name:?}, allowed are names in tokens_file and users_file");
+            Err(source.wrong(at, "monitors", message))
+        }
+    }
+}
+
 /// Puts flags, environment, file and defaults together.
 ///
 /// Errors: the file can't be read or holds a bad value ([`Error::ReadFile`],
@@ -111,7 +132,8 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
         (None, Some(listen)) => listen.0,
         (None, None) => SocketAddr::from(([127, 0, 0, 1], 5000)),
     };
-    let access = file.access.load()?;
+    let (access, monitors_at) = file.access.load()?;
+    check_monitors(&access, &monitors_at, &source)?;
     let hosts = hosts(file.host, file.route.is_none(), &access, &source)?;
     let routes = match file.route {
         None => Route::built_in(),

@@ -74,6 +74,9 @@ impl fmt::Display for GatewaySettings {
         let names: Vec<&str> = access.tokens.iter().map(|it| it.name.as_str()).collect();
         writeln!(f, "# tokens: {names:?}")?;
         write_users(f, access.users.as_deref())?;
+        if let Some(names) = &access.monitors {
+            writeln!(f, "monitors = {names:?}")?;
+        }
         let proxies: Vec<String> = access
             .trusted_proxies
             .iter()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, Version};
 
-use super::handler::{Client, Exchange, Handler};
+use super::handler::{Client, Cut, Exchange, Handler};
 use super::incoming::Incoming;
 use super::options::HttpLimits;
 use super::outgoing::pour;
@@ -83,7 +83,7 @@ impl<'a> Connection<'a> {
                 && !self.reading.stopping.load(Ordering::SeqCst)
                 && self.is_behind(incoming.as_deref(), &response);
             let (sent, written) = match is_silent {
-                true => (0, Err(ErrorKind::ConnectionAborted.into())),
+                true => (0, Err(Cut::Client)),
                 false => self.write(&response, &method, version, keep_alive),
             };
             let upgraded = incoming.as_deref();
@@ -97,7 +97,7 @@ impl<'a> Connection<'a> {
                 response: &response,
                 received: incoming.as_ref().map_or(whole, |it| it.count()),
                 sent,
-                is_whole: written.is_ok(),
+                cut: written.err(),
                 took: begun.elapsed(),
             });
             if written.is_err() || upgraded.is_some() {
@@ -127,7 +127,12 @@ impl<'a> Connection<'a> {
         let given = response.headers().get(X_REQUEST_ID);
         let id = RequestId::given(given).unwrap_or_else(RequestId::random);
         let failure = Failure::NoMemoryForAnswer(self.limits.buffered_bytes());
-        Problem::from(failure).response(&id)
+        let mut refused = Problem::from(failure).response(&id);
+        // What is known of the request stays with it.
+        let mut known = response.into_parts().0.extensions;
+        known.extend(std::mem::take(refused.extensions_mut()));
+        *refused.extensions_mut() = known;
+        refused
     }
 
     fn answer(&self, request: Request) -> Response {
@@ -162,7 +167,7 @@ impl<'a> Connection<'a> {
             response: &response,
             received: 0,
             sent,
-            is_whole: written.is_ok(),
+            cut: written.err(),
             took: Duration::ZERO,
         });
         match written {
@@ -178,7 +183,7 @@ impl<'a> Connection<'a> {
         method: &Method,
         version: Version,
         keep_alive: bool,
-    ) -> (u64, io::Result<()>) {
+    ) -> (u64, Result<(), Cut>) {
         self.out.clear();
         write_head(&mut self.out, response, method, version, keep_alive);
         if let Some(source) = response.body().stream() {
@@ -200,7 +205,7 @@ impl<'a> Connection<'a> {
             head.and_then(|()| self.write_before(body, deadline))
         };
         let sent = if written.is_ok() { body.len() } else { 0 };
-        (sent as u64, written)
+        (sent as u64, written.map_err(|_| Cut::Client))
     }
 
     // The send time-out that the server set bounds each write; the deadline bounds them all.

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Ending};
-use super::handler::{Exchange, Front, Handler};
+use super::handler::{Cut, Exchange, Front, Handler};
 use super::linger::Linger;
 use super::listen::wake;
 use super::options::HttpLimits;
@@ -235,7 +235,7 @@ impl Acceptor {
             response: &response,
             received: 0,
             sent: response.body().len() as u64,
-            is_whole: written.is_ok(),
+            cut: written.err().map(|_| Cut::Client),
             took: Duration::ZERO,
         });
         self.linger.close(Arc::clone(&slot.stream));

@@ -25,6 +25,25 @@ pub enum Takes {
     Stream(usize),
 }
 
+/// Who broke an answer off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The client has gone, or takes it too slowly.
+    Client,
+    /// Where the answer came from.
+    Source,
+}
+
+impl Cut {
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cut::Client => "client",
+            Cut::Source => "source",
+        }
+    }
+}
+
 /// Answers requests. Called on many threads at a time; may block.
 pub trait Handler: Send + Sync + 'static {
     /// In which form it takes the body of a request, of which only the head is here yet.
@@ -51,9 +70,9 @@ pub struct Exchange<'a> {
     pub received: u64,
     /// How many bytes of the answer's body were sent.
     pub sent: u64,
-    /// Whether the answer was sent to its end, as far as is known here.
-    pub is_whole: bool,
-    /// How long all of it took, since the request was read.
+    /// Who broke the answer off; none: it was sent to its end, as far as is known here.
+    pub cut: Option<Cut>,
+    /// How long all of it took, since the request was read (with tiny_http: since it began).
     pub took: Duration,
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 use crate::base::error::{Error, Result};
 
@@ -13,14 +13,23 @@ const BACKLOG: i32 = 1024;
 /// them grow to several MiB each.
 const SEND_BUFFER: usize = 256 * 1024;
 
+/// How long nothing may be heard of a client's system, before it counts as gone: one that sleeps, or has lost
+/// its network, would keep its connection for a quarter of an hour.
+const SILENT: Duration = Duration::from_secs(60);
+
 /// Binds an address, so that errors name it. The system may hold more connections for us than the
 /// 128 of the standard library, so that a burst of clients isn't put off.
 pub fn bind(address: SocketAddr) -> Result<TcpListener> {
     let listen = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
-        // Connections inherit it.
+        // Connections inherit all of these.
         socket.set_send_buffer_size(SEND_BUFFER)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(SILENT)
+            .with_interval(SILENT / 6);
+        socket.set_tcp_keepalive(&keepalive)?;
+        socket.set_tcp_user_timeout(Some(SILENT))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())

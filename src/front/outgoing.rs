@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::handler::Client;
+use super::handler::{Client, Cut};
 use super::response::Delimited;
 use crate::http::sending::{Sending, write_all};
 use crate::http::{Chunk, Source};
@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// alone if that takes a while. A piece may take the client as long as `patience`. Returns how many bytes
 /// of it were written.
 ///
-/// Errors: it was not written to its end, and the client is made to see that.
+/// Errors: it was not written to its end, and the client is made to see that; who is to blame.
 pub(super) fn pour(
     source: &dyn Source,
     delimited: Delimited,
@@ -26,7 +26,7 @@ pub(super) fn pour(
     client: &Client<'_>,
     stream: &TcpStream,
     patience: Duration,
-) -> (u64, io::Result<()>) {
+) -> (u64, Result<(), Cut>) {
     let sending = match delimited {
         Delimited::Length(length) => Sending::Length(length),
         Delimited::Chunked => Sending::Chunked,
@@ -34,7 +34,8 @@ pub(super) fn pour(
         // Whoever sends one in spite of that must not be taken for the next answer.
         Delimited::Nothing => {
             source.cancel();
-            return (0, write_all(stream, &[&head], Some(patience)));
+            let written = write_all(stream, &[&head], Some(patience));
+            return (0, written.map_err(|_| Cut::Client));
         }
     };
     let mut pouring = Pouring {
@@ -44,12 +45,17 @@ pub(super) fn pour(
         head,
         patience,
         written: 0,
+        has_source_failed: false,
     };
     let poured = pouring.whole(source, client);
     if poured.is_err() {
         source.cancel();
     }
-    (pouring.written, poured)
+    let blamed = match pouring.has_source_failed {
+        true => Cut::Source,
+        false => Cut::Client,
+    };
+    (pouring.written, poured.map_err(|_| blamed))
 }
 
 struct Pouring<'a> {
@@ -60,6 +66,7 @@ struct Pouring<'a> {
     patience: Duration,
     // How many bytes of the body.
     written: u64,
+    has_source_failed: bool,
 }
 
 impl Pouring<'_> {
@@ -85,7 +92,9 @@ impl Pouring<'_> {
                 Duration::ZERO
             };
             let head = std::mem::take(&mut self.head);
-            match source.read(usize::MAX, wait)? {
+            let read = source.read(usize::MAX, wait);
+            self.has_source_failed = read.is_err();
+            match read? {
                 Chunk::Bytes(bytes) => {
                     let patience = Some(self.patience);
                     self.sending.piece(self.stream, &head, &bytes, patience)?;

@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use socket2::SockRef;
 
-use super::handler::{Client, Exchange, Front, Handler};
+use super::handler::{Client, Cut, Exchange, Front, Handler};
 use super::listen::{connect, wake};
 use super::options::HttpLimits;
 use crate::base::error::{Error, Result};
@@ -320,7 +320,7 @@ fn answer(mut request: tiny_http::Request, handler: &dyn Handler, max_body_bytes
         response: &response,
         received,
         sent: sent.unwrap_or(0),
-        is_whole: sent.is_some(),
+        cut: sent.is_none().then_some(Cut::Client),
         took: begun.elapsed(),
     });
 }

@@ -30,7 +30,7 @@ pub(super) enum Caller<'a> {
 /// Lets requests pass, or not.
 pub(super) struct Gate {
     access: Access,
-    attempts: Attempts,
+    attempts: Arc<Attempts>,
 }
 
 /// What a request has to show.
@@ -44,7 +44,15 @@ impl Gate {
     pub fn new(access: Access) -> Gate {
         Gate {
             access,
-            attempts: Attempts::default(),
+            attempts: Arc::default(),
+        }
+    }
+
+    /// The same with other rules; who was wrong before is remembered.
+    pub fn with(&self, access: Access) -> Gate {
+        Gate {
+            access,
+            attempts: Arc::clone(&self.attempts),
         }
     }
 
@@ -88,6 +96,22 @@ impl Gate {
             Err(Failure::TooManyAttempts) => Err(Failure::TooManyAttempts),
             Err(_) if *rule.admission == Admission::Public => Ok(Caller::Anybody),
             looked => looked,
+        }
+    }
+
+    /// The same on one of the gateway's own paths, which show what it does.
+    ///
+    /// Errors: likewise.
+    pub fn admit_monitor<'a>(
+        &'a self,
+        headers: &HeaderMap,
+        peer: SocketAddr,
+    ) -> Result<Caller<'a>, Failure> {
+        match (self.admit(None, headers, peer)?, &self.access.monitors) {
+            (Caller::Known(name), Some(names)) if !names.iter().any(|it| it == name) => {
+                Err(Failure::WrongToken(name.to_owned()))
+            }
+            (caller, _) => Ok(caller),
         }
     }
 

@@ -112,7 +112,7 @@ impl Carrier {
             router: Router::new(&settings.routes, &settings.names)?,
             inboxes: Arc::clone(&self.inboxes),
             presence: Arc::clone(&self.presence),
-            gate: Gate::new(settings.access.clone()),
+            gate: self.gate.with(settings.access.clone()),
             name: self.name.clone(),
             via: settings.via,
             whole_bytes: self.whole_bytes,
@@ -178,9 +178,11 @@ pub(super) fn call_traced(
         .strip_prefix("recado/agents/")
         .and_then(|rest| rest.strip_suffix("/request"));
     trace.agent = named.map(str::to_owned);
-    trace.topic = Some(call.topic.clone());
-    trace.inbox = Some(inbox.topic.clone());
-    trace.correlation = Some(call.correlation);
+    if carrier.monitor.live.viewers() > 0 {
+        trace.topic = Some(call.topic.clone());
+        trace.inbox = Some(inbox.topic.clone());
+        trace.correlation = Some(call.correlation);
+    }
     let called = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
     let answers = called.0.message.properties.user(AGENT);
     if let Some(id) = answers.filter(|id| Id::new(*id).is_ok()) {

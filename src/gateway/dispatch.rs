@@ -8,7 +8,7 @@ use super::access::Caller;
 use super::carrier::{Answer, Asked, Carrier, json_response};
 use super::router::{Endpoint, Found, with_slash};
 use super::settings::Mode;
-use super::{forward, json, views};
+use super::{forward, json, scrape, views};
 use crate::front::Client;
 use crate::http::failure::Wanted;
 use crate::http::{
@@ -105,7 +105,7 @@ impl Reached<'_> {
             }
             Endpoint::Page => page()?,
             Endpoint::Events => views::events(carrier, request, self.client)?,
-            Endpoint::Metrics => views::metrics(carrier, request.headers())?,
+            Endpoint::Metrics => scrape::metrics(carrier, request.headers())?,
             Endpoint::Slash(_) => redirect(&with_slash(request)),
             Endpoint::Route(route) => return self.carry(route, caller, trace),
         };
@@ -126,12 +126,12 @@ impl Reached<'_> {
             }
             // A browser can't show a token unless something asks for it: the page does, and shows
             // nothing before its events are admitted.
-            Endpoint::Page => match gate.admit(None, headers, peer) {
+            Endpoint::Page => match gate.admit_monitor(headers, peer) {
                 Err(Failure::NoCredentials(Wanted::Token)) => Ok(Caller::Anybody),
                 admitted => admitted,
             },
             Endpoint::Agents | Endpoint::Agent | Endpoint::Events | Endpoint::Metrics => {
-                gate.admit(None, headers, peer)
+                gate.admit_monitor(headers, peer)
             }
         }
     }

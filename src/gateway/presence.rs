@@ -32,12 +32,20 @@ const STRAGGLERS: Duration = Duration::from_secs(1);
 #[derive(Debug, Serialize)]
 pub(super) struct Shown {
     pub agents: Vec<Seen>,
+    /// How many there are besides.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_agents: usize,
     pub lost: Vec<Lost>,
 }
 
-fn show(table: &mut Table, now: Instant) -> Shown {
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+fn show(table: &mut Table, now: Instant, most: usize) -> Shown {
     Shown {
-        agents: table.seen(now),
+        agents: table.seen(now, most),
+        more_agents: table.count.saturating_sub(most),
         lost: table.lost(now),
     }
 }
@@ -57,7 +65,7 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    /// Takes a presence message. Returns whether it was one.
+    /// Takes what an agent says of itself, or of its work. Returns whether it was that.
     pub fn update(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
         let Some(id) = agent_of(topic) else {
             return self.update_stats(topic, payload, now);
@@ -134,14 +142,15 @@ impl Presence {
 
     /// Everybody who is there.
     pub fn agents(&self, now: Instant) -> Shown {
-        show(&mut self.search(now, |_| false), now)
+        show(&mut self.search(now, |_| false), now, usize::MAX)
     }
 
     /// Everybody who is known to be there now, without waiting for who might be.
-    pub fn agents_known(&self, now: Instant) -> Shown {
+    /// No more of them than `most`.
+    pub fn agents_known(&self, now: Instant, most: usize) -> Shown {
         let mut table = lock(&self.table);
         table.end_the_silent(now);
-        show(&mut table, now)
+        show(&mut table, now, most)
     }
 
     /// One agent, if it is there.

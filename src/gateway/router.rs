@@ -68,6 +68,7 @@ pub(super) struct Router {
     paths: matchit::Router<Endpoint>,
     routes: Vec<Route>,
     labels: Vec<Arc<str>>,
+    own_labels: [Arc<str>; 7],
 }
 
 impl Router {
@@ -79,6 +80,10 @@ impl Router {
             hosts: Hosts::new(names.is_strict),
             paths: matchit::Router::new(),
             routes: routes.to_vec(),
+            own_labels: std::array::from_fn(|number| {
+                let own = OWN_PATHS.iter().chain(&SHOWN_PATHS).nth(number);
+                Arc::from(*own.unwrap_or(&""))
+            }),
             labels: routes
                 .iter()
                 .map(|route| route.path.as_str().into())
@@ -181,19 +186,17 @@ impl Router {
 
     /// What a request that leads there is counted as: the pattern of its route, or its name.
     pub fn label(&self, endpoint: Endpoint) -> Arc<str> {
-        let own = match endpoint {
-            Endpoint::Route(number) | Endpoint::Slash(number) => {
-                return Arc::clone(&self.labels[number]);
-            }
-            Endpoint::Health => OWN_PATHS[0],
-            Endpoint::Ready => OWN_PATHS[1],
-            Endpoint::Agents => OWN_PATHS[2],
-            Endpoint::Agent => OWN_PATHS[3],
-            Endpoint::Page => SHOWN_PATHS[0],
-            Endpoint::Events => SHOWN_PATHS[1],
-            Endpoint::Metrics => SHOWN_PATHS[2],
-        };
-        own.into()
+        let own = |number: usize| &self.own_labels[number];
+        Arc::clone(match endpoint {
+            Endpoint::Route(number) | Endpoint::Slash(number) => &self.labels[number],
+            Endpoint::Health => own(0),
+            Endpoint::Ready => own(1),
+            Endpoint::Agents => own(2),
+            Endpoint::Agent => own(3),
+            Endpoint::Page => own(4),
+            Endpoint::Events => own(5),
+            Endpoint::Metrics => own(6),
+        })
     }
 
     /// Whether `GET /ping` is a route in JSON mode.

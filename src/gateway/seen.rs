@@ -37,7 +37,8 @@ impl Seen {
     pub fn of(known: &Known, now: Instant) -> Seen {
         let since = now.saturating_duration_since(known.last_seen());
         Seen {
-            state: match known.announcement.is_overdue(since) {
+            // Who has never said anything may not be allowed to, or not be heard here.
+            state: match known.stats.is_some() && known.announcement.is_overdue(since) {
                 true => State::Silent,
                 false => State::Ready,
             },
@@ -63,18 +64,18 @@ impl Table {
         }
     }
 
-    /// Everybody who is there.
-    pub fn seen(&self, now: Instant) -> Vec<Seen> {
-        let all = self.agents.values().flatten();
+    /// Those who are there, and no more of them than `most`.
+    pub fn seen(&self, now: Instant, most: usize) -> Vec<Seen> {
+        let all = self.agents.values().flatten().take(most);
         all.map(|known| Seen::of(known, now)).collect()
     }
 
     /// Who has vanished lately.
     pub fn lost(&mut self, now: Instant) -> Vec<Lost> {
-        let since = |lost: &Lost| now.saturating_duration_since(lost.heard);
-        self.lost.retain(|lost| since(lost) < SHOWN);
+        let since = |at: Instant| now.saturating_duration_since(at);
+        self.lost.retain(|lost| since(lost.vanished) < SHOWN);
         let shown = |lost: &Lost| Lost {
-            last_seen_ms: millis(since(lost)),
+            last_seen_ms: millis(since(lost.heard)),
             ..lost.clone()
         };
         self.lost.iter().map(shown).collect()
@@ -118,7 +119,7 @@ mod tests {
         table.remember("old", announcement("old", json!({})), start);
         table.remember("mute", announcement("mute", json!({"stats_ms": 0})), start);
         let states = |table: &Table, after: u64| {
-            let all = table.seen(start + Duration::from_secs(after));
+            let all = table.seen(start + Duration::from_secs(after), 10);
             let state = |it: Seen| (it.announcement.id, it.state);
             all.into_iter().map(state).collect::<Vec<_>>()
         };
@@ -126,19 +127,25 @@ mod tests {
             let ready = |id: &str| (id.to_owned(), State::Ready);
             vec![ready("mute"), ready("old"), ("shed".to_owned(), shed)]
         };
+        assert_eq!(
+            states(&table, 100),
+            all(State::Ready),
+            "it may not be heard"
+        );
+        table.note_stats(stats("shed", "1"), start);
         assert_eq!(states(&table, 25), all(State::Ready));
         assert_eq!(states(&table, 26), all(State::Silent));
         table.note_stats(stats("shed", "another"), start + Duration::from_secs(20));
         assert_eq!(states(&table, 26), all(State::Silent));
         table.note_stats(stats("shed", "1"), start + Duration::from_secs(20));
         assert_eq!(states(&table, 45), all(State::Ready));
-        let shown = json!(table.seen(start + Duration::from_secs(21))[2]);
+        let shown = json!(table.seen(start + Duration::from_secs(21), 10)[2]);
         assert_eq!(shown["state"], "ready");
         assert_eq!(shown["last_seen_ms"], 1000);
         assert_eq!(shown["in_work"], 3);
         // Nobody knows of whom.
         table.note_stats(stats("nobody", "1"), start);
-        assert_eq!(table.seen(start).len(), 3);
+        assert_eq!(table.seen(start, 10).len(), 3);
     }
 
     #[test]
@@ -170,6 +177,7 @@ mod tests {
         );
         assert!(lost(&mut table, later(6)).is_empty(), "it is back");
         table.left("shed", later(7));
+        assert_eq!(lost(&mut table, later(600)).len(), 1, "since it was lost");
         assert!(lost(&mut table, later(700)).is_empty());
         for number in 0..2 * MAX_LOST {
             let id = format!("a{number}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::carrier::Carrier;
 use super::router::Router;
-use super::settings::GatewaySettings;
+use super::settings::{GatewaySettings, Route};
 use super::{dispatch, forward};
 use crate::base::error::Result;
 use crate::base::threads::{self, lock};
@@ -28,6 +28,10 @@ pub struct Gateway {
     watch: JoinHandle<()>,
     carriers: Carriers,
     settings: Mutex<GatewaySettings>,
+    // The routes that there were at the start: their replies can come in.
+    subscribed: Vec<Route>,
+    // The longest time that a request may take, of all settings that there were.
+    longest: Mutex<Duration>,
 }
 
 // What requests are carried by; each by the one that there was when it came.
@@ -53,6 +57,15 @@ impl Handler for Dispatcher {
     }
 }
 
+fn warn_if_open(settings: &GatewaySettings) {
+    if !settings.listen.ip().is_loopback() && !settings.access.asks() {
+        log::warn!(
+            "listening on {} without tokens: whoever reaches it may call every agent; set tokens_file or users_file in [access]",
+            settings.listen
+        );
+    }
+}
+
 impl Gateway {
     /// Binds the address of `settings`, starts the connection to the broker and the HTTP server.
     /// The broker need not be there yet.
@@ -61,12 +74,7 @@ impl Gateway {
     /// ([`Error::Usage`](crate::base::error::Error::Usage)), or what [`Link::start`] and the fronts return.
     pub fn start(settings: GatewaySettings) -> Result<Gateway> {
         let listener = bind(settings.listen)?;
-        if !settings.listen.ip().is_loopback() && !settings.access.asks() {
-            log::warn!(
-                "listening on {} without tokens: whoever reaches it may call every agent; set tokens_file or users_file in [access]",
-                settings.listen
-            );
-        }
+        warn_if_open(&settings);
         let (link, carrier) = Carrier::start(&settings)?;
         let (streams, presence) = (carrier.inboxes.streams(), Arc::clone(&carrier.presence));
         let streams = Arc::clone(streams);
@@ -97,6 +105,8 @@ impl Gateway {
             streams,
             watch,
             carriers,
+            subscribed: settings.routes.clone(),
+            longest: Mutex::new(settings.longest_timeout()),
             settings: Mutex::new(settings),
         })
     }
@@ -121,28 +131,34 @@ impl Gateway {
         ready.map_err(|failure| failure.to_string())
     }
 
-    /// Whether its threads go on.
+    /// Whether the thread goes on that all requests need, the `mqtt` thread.
     pub fn is_alive(&self) -> bool {
         self.link.is_alive()
     }
 
-    /// Goes on with other settings, without losing a request: each is served with those that there were
-    /// when it came. Returns the keys that can't change so.
+    /// Goes on with other settings, without losing a request: each is answered with those that there were
+    /// when its head, and what is taken of its body at once, had been read. Returns the keys that can't change so.
     ///
     /// Errors: as [`Gateway::check`]; then nothing has changed.
-    pub fn reload(&self, wished: GatewaySettings) -> Result<Vec<&'static str>> {
+    pub fn reload(&self, wished: GatewaySettings) -> Result<Vec<String>> {
         Gateway::check(&wished)?;
         let mut settings = lock(&self.settings);
-        let (next, mut fixed) = settings.reloaded(wished);
+        let (mut next, mut fixed) = settings.reloaded(wished, &self.subscribed);
+        warn_if_open(&next);
         let carrier = present(&self.carriers).with(&next)?;
         *self
             .carriers
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(carrier);
         if !self.front.set_limits(&next.http) && next.http != settings.http {
-            fixed.push("[http]");
+            fixed.push("[http]".to_owned());
+            next.http = settings.http.clone();
         }
         self.link.set_broker(next.broker.clone());
+        let mut longest = lock(&self.longest);
+        *longest = longest.max(next.longest_timeout());
+        // Whoever looks may be one who may not any more: the page asks again.
+        self.monitor.live.dismiss();
         *settings = next;
         Ok(fixed)
     }
@@ -155,7 +171,7 @@ impl Gateway {
     /// Errors: a thread did not end in time; the rest is stopped all the same.
     pub fn stop(self) -> Result<()> {
         self.monitor.live.close();
-        let timeout = lock(&self.settings).longest_timeout();
+        let timeout = *lock(&self.longest);
         let drained = Instant::now() + timeout + Duration::from_millis(300);
         let served = self.front.stop(drained);
         // What goes on for ever is ended only now, and takes a moment.

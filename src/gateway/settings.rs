@@ -53,47 +53,48 @@ pub struct GatewaySettings {
 
 impl GatewaySettings {
     /// What of other settings a running gateway can go on with, and the keys of what it can't: these keep
-    /// their values.
-    pub(super) fn reloaded(&self, wished: GatewaySettings) -> (GatewaySettings, Vec<&'static str>) {
-        let mut fixed = Vec::new();
-        let mut note = |key, is_same: bool| {
-            if !is_same {
-                fixed.push(key);
-            }
-        };
-        note("broker", self.broker.is_same_place(&wished.broker));
-        note("listen", self.listen == wished.listen);
-        note("id", self.id == wished.id);
-        note("front", self.front == wished.front);
-        note("keep_alive_s", self.keep_alive == wished.keep_alive);
-        note("max_waiting", self.max_waiting == wished.max_waiting);
-        note("presence", self.presence == wished.presence);
+    /// their values. `subscribed`: the routes whose replies can come in.
+    pub(super) fn reloaded(
+        &self,
+        wished: GatewaySettings,
+        subscribed: &[Route],
+    ) -> (GatewaySettings, Vec<String>) {
         let (own, http) = (&self.http, &wished.http);
-        note("max_body_bytes", own.max_body_bytes == http.max_body_bytes);
-        note(
-            "max_buffered_bytes",
-            own.max_buffered_bytes == http.max_buffered_bytes,
-        );
-        note(
-            "inline_bytes, max_streams, window_bytes, stream_idle_ms",
-            self.streams == wished.streams,
-        );
+        let kept = [
+            ("broker", self.broker.is_same_place(&wished.broker)),
+            ("listen", self.listen == wished.listen),
+            ("id", self.id == wished.id),
+            ("front", self.front == wished.front),
+            ("keep_alive_s", self.keep_alive == wished.keep_alive),
+            ("max_waiting", self.max_waiting == wished.max_waiting),
+            ("presence", self.presence == wished.presence),
+            ("max_body_bytes", own.max_body_bytes == http.max_body_bytes),
+            (
+                "max_buffered_bytes",
+                own.max_buffered_bytes == http.max_buffered_bytes,
+            ),
+            (
+                "inline_bytes, max_streams, window_bytes, stream_idle_ms",
+                self.streams == wished.streams,
+            ),
+        ];
+        let changed = kept.iter().filter(|(_, is_same)| !is_same);
+        let mut fixed: Vec<String> = changed.map(|(key, _)| (*key).to_owned()).collect();
         // Replies come in on topics that were subscribed to at the start.
-        let are_known = wished.routes.iter().all(|route| match &route.mode {
-            Mode::Http => true,
-            Mode::Json { .. } => self.routes.iter().any(|own| own.has_topics_of(route)),
-        });
-        note(
-            "response_topic of a [[route]] (no route has changed)",
-            are_known,
-        );
+        let (routes, unknown): (Vec<Route>, Vec<Route>) =
+            wished.routes.into_iter().partition(|route| {
+                let is_known = |own: &Route| own.has_topics_of(route);
+                route.mode == Mode::Http || subscribed.iter().any(is_known)
+            });
+        fixed.extend(unknown.iter().map(|route| {
+            format!(
+                "the [[route]] {} (its topics are new; it is left out)",
+                route.path
+            )
+        }));
         let broker = match self.broker.is_same_place(&wished.broker) {
             true => wished.broker,
             false => self.broker.clone(),
-        };
-        let (routes, names) = match are_known {
-            true => (wished.routes, wished.names),
-            false => (self.routes.clone(), self.names.clone()),
         };
         let next = GatewaySettings {
             log: wished.log,
@@ -105,7 +106,7 @@ impl GatewaySettings {
             },
             access: wished.access,
             routes,
-            names,
+            names: wished.names,
             via: wished.via,
             ..self.clone()
         };
@@ -320,6 +321,9 @@ pub struct Access {
     pub tokens_file: Option<PathBuf>,
     /// Those who may call with a password; none: nobody is asked for one, unless on a route of its own.
     pub users: Option<Arc<Users>>,
+    /// The names of those who may see what the gateway does: the live page, metrics, who is there. None:
+    /// all who may call anything.
+    pub monitors: Option<Vec<String>>,
     /// Whose `X-Forwarded-*` and `Forwarded` fields are believed.
     pub trusted_proxies: Vec<IpNet>,
 }

@@ -63,6 +63,8 @@ pub(super) struct Lost {
     /// When it said something for the last time.
     #[serde(skip)]
     pub heard: Instant,
+    #[serde(skip)]
+    pub vanished: Instant,
     pub last_seen_ms: u64,
 }
 
@@ -191,20 +193,20 @@ impl Table {
 
     /// It has said that it goes.
     pub fn goodbye(&mut self, id: &str, now: Instant) {
-        self.gone(id, now, |_, _| {});
+        self.gone(id, now, |_, _, _| {});
     }
 
-    fn gone(&mut self, id: &str, now: Instant, each: impl Fn(&mut Table, &Known)) {
+    fn gone(&mut self, id: &str, now: Instant, each: impl Fn(&mut Table, &Known, Instant)) {
         if let Some(gone) = self.agents.remove(id) {
             log::info!("agent {id} has left");
             self.count -= gone.len();
-            gone.iter().for_each(|known| each(self, known));
+            gone.iter().for_each(|known| each(self, known, now));
             self.note_left(gone, now);
         }
     }
 
     // Old agents say nothing when they leave, so nobody can tell of them.
-    fn lose(&mut self, known: &Known) {
+    fn lose(&mut self, known: &Known, now: Instant) {
         if known.announcement.stats_ms.is_none() {
             return;
         }
@@ -216,6 +218,7 @@ impl Table {
         self.lost.push(Lost {
             id: id.clone(),
             heard: known.last_seen(),
+            vanished: now,
             last_seen_ms: 0,
         });
     }
@@ -247,7 +250,7 @@ impl Table {
             !twins.is_empty()
         });
         self.count -= silent.len();
-        silent.iter().for_each(|known| self.lose(known));
+        silent.iter().for_each(|known| self.lose(known, now));
         self.note_left(silent, now);
         let ends = self.agents.values().flatten().filter_map(Known::ends);
         self.next_end = ends.min();

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use log::kv::Value;
+use log::kv::{Error, Key, Source, Value, VisitSource};
 use log::{Level, Record};
 
-use super::trace::{Millis, Trace, millis};
-use crate::base::logging::excerpt;
+use super::trace::Trace;
+use crate::base::logging::{Excerpt, excerpt};
+use crate::base::millis::{Millis, millis};
 use crate::front::Exchange;
 use crate::http::{Problem, client_gone};
 
@@ -15,8 +16,11 @@ const TARGET: &str = "recado::access";
 /// Writes the line of a request; and where somebody has to do something about it, a warning too.
 pub(super) fn write(exchange: &Exchange<'_>, failure: Option<&Problem>, trace: &Trace) {
     if Level::Info <= log::max_level() {
+        let method = exchange.asked.map_or("-", |(method, _)| method.as_str());
         let line = Line {
+            method: excerpt(method.as_bytes()),
             target: target(exchange),
+            detail: failure.map(|problem| excerpt(problem.detail.as_bytes())),
             exchange,
             failure,
             trace,
@@ -25,7 +29,7 @@ pub(super) fn write(exchange: &Exchange<'_>, failure: Option<&Problem>, trace: &
             &Record::builder()
                 .level(Level::Info)
                 .target(TARGET)
-                .key_values(&line.pairs())
+                .key_values(&line)
                 .args(format_args!("{line}"))
                 .build(),
         );
@@ -49,23 +53,23 @@ fn calls_for_action(problem: &Problem) -> bool {
 fn target(exchange: &Exchange<'_>) -> String {
     match exchange.asked {
         None => "-".to_owned(),
-        Some((_, target)) => excerpt(target.to_string().as_bytes()).to_string(),
+        // It stands between quotes.
+        Some((_, target)) => excerpt(target.to_string().as_bytes())
+            .to_string()
+            .replace('"', "\\\""),
     }
 }
 
 struct Line<'a> {
+    method: Excerpt<'a>,
     target: String,
+    detail: Option<Excerpt<'a>>,
     exchange: &'a Exchange<'a>,
     failure: Option<&'a Problem>,
     trace: &'a Trace,
 }
 
 impl Line<'_> {
-    fn method(&self) -> &str {
-        let asked = self.exchange.asked;
-        asked.map_or("-", |(method, _)| method.as_str())
-    }
-
     fn status(&self) -> u16 {
         self.exchange.response.status().as_u16()
     }
@@ -73,30 +77,34 @@ impl Line<'_> {
     fn hop(&self) -> &'static str {
         self.failure.map_or(self.trace.hop, |it| it.hop).as_str()
     }
+}
 
-    // For log lines that are objects.
-    fn pairs(&self) -> Vec<(&str, Value<'_>)> {
+// The same by name, for log lines that are objects.
+impl Source for Line<'_> {
+    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), Error> {
         let (exchange, trace) = (self.exchange, self.trace);
-        let mut pairs = vec![
+        for (name, value) in [
             ("client", Value::from_display(&trace.client)),
-            ("method", Value::from(self.method())),
+            ("method", Value::from_display(&self.method)),
             ("target", Value::from(self.target.as_str())),
             ("status", Value::from(self.status())),
             ("bytes_in", Value::from(exchange.received)),
             ("bytes_out", Value::from(exchange.sent)),
-            ("whole", Value::from(exchange.is_whole)),
+            ("whole", Value::from(exchange.cut.is_none())),
             ("duration_ms", Value::from(millis(exchange.took))),
             ("hop", Value::from(self.hop())),
             ("route", Value::from(&*trace.route)),
             ("request_id", Value::from(trace.id.as_str())),
-        ];
+        ] {
+            visitor.visit_pair(Key::from_str(name), value)?;
+        }
         if let Some(agent) = &trace.agent {
-            pairs.push(("agent", Value::from(agent.as_str())));
+            visitor.visit_pair(Key::from_str("agent"), Value::from(agent.as_str()))?;
         }
-        if let Some(problem) = self.failure {
-            pairs.push(("detail", Value::from(problem.detail.as_str())));
+        if let Some(detail) = &self.detail {
+            visitor.visit_pair(Key::from_str("detail"), Value::from_display(detail))?;
         }
-        pairs
+        Ok(())
     }
 }
 
@@ -107,7 +115,7 @@ impl fmt::Display for Line<'_> {
             f,
             "{} \"{} {}\" {} in={} out={} ms={} hop={} agent={} id={}",
             trace.client,
-            self.method(),
+            self.method,
             self.target,
             self.status(),
             exchange.received,
@@ -117,12 +125,12 @@ impl fmt::Display for Line<'_> {
             trace.agent.as_deref().unwrap_or("-"),
             trace.id,
         )?;
-        if !exchange.is_whole {
-            f.write_str(" cut")?;
+        if let Some(cut) = exchange.cut {
+            write!(f, " cut={}", cut.as_str())?;
         }
-        match self.failure {
+        match &self.detail {
             None => Ok(()),
-            Some(problem) => write!(f, ": {}", excerpt(problem.detail.as_bytes())),
+            Some(detail) => write!(f, ": {detail}"),
         }
     }
 }

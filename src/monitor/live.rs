@@ -1,6 +1,6 @@
 //! Those who look on, and what they are told: server-sent events, each a line of JSON.
 //!
-//! While nobody looks, it costs the reading of a number. Who looks reads on the thread of its own
+//! While nobody looks, it costs the reading of a number or two. Who looks reads on the thread of its own
 //! connection; a request only leaves words for it, and never waits. One that takes them too slowly misses
 //! some.
 
@@ -13,8 +13,9 @@ use bytes::Bytes;
 use http::{Method, Uri};
 use serde_json::{Value, json};
 
-use super::process::unix_seconds;
-use super::trace::{Shares, Trace, millis};
+use super::trace::{Shares, Trace};
+use crate::base::millis::millis;
+use crate::base::process::unix_seconds;
 use crate::base::threads::lock;
 use crate::front::Exchange;
 use crate::http::{Chunk, Problem, Source};
@@ -36,6 +37,8 @@ const LONGEST: usize = 512;
 pub struct Live {
     viewers: AtomicUsize,
     state: Mutex<State>,
+    // What all who look are told once a second, and since when it holds.
+    snapshot: Mutex<Option<(Instant, Bytes)>>,
 }
 
 #[derive(Default)]
@@ -95,6 +98,21 @@ impl Live {
         })
     }
 
+    // Made once for all who look, outside what requests wait for.
+    fn state_at(&self, now: Instant, state: &dyn Fn() -> Value) -> Bytes {
+        let mut snapshot = lock(&self.snapshot);
+        match &*snapshot {
+            Some((since, bytes)) if now.saturating_duration_since(*since) < STATE / 2 => {
+                bytes.clone()
+            }
+            _ => {
+                let bytes = Bytes::from(event("state", &state()));
+                *snapshot = Some((now, bytes.clone()));
+                bytes
+            }
+        }
+    }
+
     /// A request has begun. Returns its number, if it is shown.
     pub fn begun(&self, method: &Method, target: &Uri, trace: &Trace) -> Option<u64> {
         if self.viewers() == 0 {
@@ -137,10 +155,15 @@ impl Live {
         state.tell(&event("ended", &told));
     }
 
-    /// Ends what all who look are told.
+    /// Ends what all who look are told: nobody may look any more.
     pub fn close(&self) {
-        let mut state = lock(&self.state);
-        state.is_closed = true;
+        lock(&self.state).is_closed = true;
+        self.dismiss();
+    }
+
+    /// Ends what all who look are told; they may look again, if they still may.
+    pub fn dismiss(&self) {
+        let state = lock(&self.state);
         for queue in &state.queues {
             lock(&queue.waiting).is_closed = true;
             queue.woken.notify_all();
@@ -170,6 +193,8 @@ impl Queue {
     fn put(&self, event: &[u8]) -> bool {
         let mut waiting = lock(&self.waiting);
         let has_place = waiting.events.len() + event.len() <= WAITING;
+        // One that is larger than all that may wait must not be missed for ever.
+        let has_place = has_place || waiting.events.is_empty();
         if has_place {
             waiting.events.extend_from_slice(event);
             self.woken.notify_one();
@@ -211,6 +236,7 @@ fn ended(exchange: &Exchange<'_>, failure: Option<&Problem>, trace: &Trace) -> V
         "status": exchange.response.status().as_u16(),
         "hop": failure.map_or(trace.hop, |problem| problem.hop).as_str(),
         "detail": failure.map(|problem| beginning(&problem.detail)),
+        "cut": exchange.cut.map(|cut| cut.as_str()),
         "in": exchange.received,
         "out": exchange.sent,
         "ms": {
@@ -264,7 +290,8 @@ impl Source for Watching {
             is_due
         };
         if is_due {
-            self.queue.put(&event("state", &(self.state)()));
+            let state = self.live.state_at(now, &*self.state);
+            self.queue.put(&state);
         }
         let waiting = lock(&self.queue.waiting);
         let is_idle = |it: &mut Waiting| it.events.is_empty() && !it.is_closed;
@@ -325,7 +352,7 @@ mod tests {
             response: &response,
             received: 0,
             sent: 0,
-            is_whole: true,
+            cut: None,
             took: Duration::from_micros(1500),
         };
         live.ended(&exchange, failure, &trace(number));
@@ -398,7 +425,13 @@ mod tests {
         let long = vec![b'x'; 1000];
         let taken = (0..10_000).filter(|_| watching.queue.put(&long)).count();
         assert!(taken * long.len() <= WAITING);
-        assert!(lock(&watching.queue.waiting).events.capacity() <= 2 * WAITING);
+        read(&watching);
+        assert!(
+            watching.queue.put(&vec![b'x'; 2 * WAITING]),
+            "nothing else waits"
+        );
+        assert!(!watching.queue.put(b"x"));
+        read(&watching);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 
 use super::histogram::Histogram;
 use super::trace::Trace;
-use crate::front::Exchange;
+use crate::front::{Cut, Exchange};
 use crate::http::Problem;
 use crate::wire::Hop;
 
@@ -80,6 +80,8 @@ pub struct Metrics {
     queue: Histogram,
     upstream: Histogram,
     dropped: [AtomicU64; Dropped::ALL.len()],
+    // By the client, and by where they came from.
+    cut: [AtomicU64; 2],
     connections: AtomicU64,
 }
 
@@ -154,6 +156,9 @@ impl Metrics {
             };
             self.failures.get_or_create(&failed).inc();
         }
+        if let Some(cut) = exchange.cut {
+            self.cut[cut as usize].fetch_add(1, Ordering::Relaxed);
+        }
         let Some(shares) = trace.shares.filter(|_| !trace.is_own) else {
             return;
         };
@@ -219,6 +224,12 @@ impl Metrics {
             "recado_response_body_bytes",
             &format!("{bytes} answers"),
             load(&self.sent),
+        )?;
+        let cut = [Cut::Client, Cut::Source].into_iter().zip(&self.cut);
+        sheet.counters(
+            "recado_cut_answers",
+            "Answers that were not sent to their end, by who broke them off",
+            cut.map(|(cut, count)| ([("by", cut.as_str())], load(count))),
         )?;
         sheet.counter(
             "recado_late_replies",
@@ -362,13 +373,25 @@ pub fn scrape(
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Scrape(write)));
     let mut sheet = String::new();
-    let fields = headers.get_all(header::ACCEPT).iter();
-    let mut asked = fields.filter_map(|field| field.to_str().ok());
-    match asked.any(|field| field.to_ascii_lowercase().contains(OPEN_METRICS)) {
+    match is_wished(headers) {
         true => text::encode(&mut sheet, &registry).map(|()| (OPEN_METRICS_TYPE, sheet)),
         false => prometheus_text::encode(&mut sheet, &registry)
             .map(|()| (prometheus_text::CONTENT_TYPE, sheet)),
     }
+}
+
+// Whether OpenMetrics is asked for, and not with a weight of zero (RFC 9110, section 12.4.2).
+fn is_wished(headers: &HeaderMap) -> bool {
+    let fields = headers.get_all(header::ACCEPT).iter();
+    let mut ranges = fields.flat_map(|field| field.to_str().unwrap_or_default().split(','));
+    ranges.any(|range| {
+        let mut parts = range
+            .split(';')
+            .map(|part| part.trim().to_ascii_lowercase());
+        let is_kind = parts.next().is_some_and(|kind| kind == OPEN_METRICS);
+        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f64>().ok());
+        is_kind && weight != Some(0.0)
+    })
 }
 
 struct Scrape<W>(W);
@@ -411,6 +434,8 @@ mod tests {
         let accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;q=0.2";
         let (kind, sheet) = scraped(accept, &metrics);
         assert!(kind.starts_with(OPEN_METRICS), "{kind}");
+        let unwanted = "application/openmetrics-text;q=0, text/plain";
+        assert!(scraped(unwanted, &metrics).0.starts_with("text/plain"));
         let late = "# TYPE recado_late_replies counter\nrecado_late_replies_total 1\n";
         assert!(sheet.contains(late), "{sheet}");
         assert!(sheet.ends_with("# EOF\n"), "{sheet}");

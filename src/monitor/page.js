@@ -39,7 +39,8 @@ let samples = []; // of the state, one a second
 const sum = (numbers) => numbers.reduce((all, one) => all + one, 0);
 
 // ---- the stream of events
-let [hello, wait, attempt, retry, token] = [{}, 500, null, 0, sessionStorage.getItem("recado-token")];
+// The token is kept nowhere else: pages of applications behind this gateway may share its storage.
+let [hello, wait, attempt, retry, token] = [{}, 500, null, 0, null];
 const authorized = (fields) => (token ? { ...fields, Authorization: `Bearer ${token}` } : fields);
 
 function connection(connected, words) {
@@ -122,7 +123,6 @@ function askForToken(why) {
 $("login-form").addEventListener("submit", (submitted) => {
   submitted.preventDefault();
   token = $("token").value.trim();
-  sessionStorage.setItem("recado-token", token);
   $("token").value = "";
   connect();
 });
@@ -365,7 +365,11 @@ function card(agent, leftFor) {
   const figures = { "in work": agent.in_work, queued: agent.queued, requests: agent.requests, "errors, 1 min": agent.errors_last_minute };
   const shown = Object.entries(leftFor ? {} : figures).filter(([, value]) => isNumber(value));
   const figure = ([name, value]) => el("div", "", "", el("dt", "", name), el("dd", name.startsWith("err") && value ? "bad" : "", count(value)));
-  const accepts = (it) => (it.accepts ? el("span", "yes", " accepts connections") : el("span", "no", ` accepts no connections${it.why ? `: ${it.why}` : ""}`));
+  const accepts = (it) => {
+    if (it.accepts) return el("span", "yes", " accepts connections");
+    if (it.accepts === null) return el("span", "soft", " nobody has tried");
+    return el("span", "no", ` accepts no connections${it.why ? `: ${it.why}` : ""}`);
+  };
   const upstream = (it) => el("li", "", "", el("strong", "", it.service), accepts(it));
   const box = el("article", "agent", "",
     el("header", "", "", el("h3", "", agent.id), el("span", "state", STATES[state] ?? state)),

@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use crate::base::millis::Millis;
 use crate::base::topic::Topic;
 use crate::http::RequestId;
 use crate::wire::{Correlation, Hop};
 
 /// What a route is called that a request did not lead to.
-pub const NO_ROUTE: &str = "none";
+fn no_route() -> Arc<str> {
+    static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
+    Arc::clone(&NO_ROUTE)
+}
 
 /// What is known of one request. It travels with the answer, as an extension of it.
 #[derive(Debug, Clone)]
@@ -23,17 +27,17 @@ pub struct Trace {
     pub client: IpAddr,
     /// The pattern of its route.
     pub route: Arc<str>,
-    /// Whether it was for the gateway itself.
+    /// Whether it leads to no route: it is for the gateway itself, or is sent on by a 308.
     pub is_own: bool,
     /// Who answered.
     pub hop: Hop,
     /// The agent that it went to, if that is known.
     pub agent: Option<String>,
-    /// Where it was published.
+    /// Where it was published; only while somebody looks, as the next one.
     pub topic: Option<Topic>,
     /// Where its reply was expected.
     pub inbox: Option<Topic>,
-    /// What it was published with.
+    /// What it was published with; likewise.
     pub correlation: Option<Correlation>,
     /// Where its time went until there was an answer.
     pub shares: Option<Shares>,
@@ -46,7 +50,7 @@ impl Trace {
             number: None,
             id: id.unwrap_or_else(RequestId::random),
             client,
-            route: NO_ROUTE.into(),
+            route: no_route(),
             is_own: false,
             hop: Hop::Gateway,
             agent: None,
@@ -108,19 +112,4 @@ impl fmt::Display for Shares {
             Millis(away.upstream),
         )
     }
-}
-
-/// Milliseconds with three decimals.
-pub struct Millis(pub Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.as_micros();
-        write!(f, "{}.{:03}", micros / 1000, micros % 1000)
-    }
-}
-
-/// Milliseconds, as a number.
-pub fn millis(duration: Duration) -> f64 {
-    duration.as_micros() as f64 / 1000.0
 }

@@ -25,8 +25,9 @@ pub struct Health(Stats);
 
 /// Asks the agent that runs with these settings.
 ///
-/// Errors: it does not answer ([`Error::NoAnswer`]), or the broker can't be reached
-/// ([`Error::BrokerUnreachable`]).
+/// Errors: it does not answer ([`Error::NoAnswer`]), the broker can't be reached
+/// ([`Error::BrokerUnreachable`]), or it does not let this program ask
+/// ([`Error::SubscriptionRefused`]).
 pub fn ask(settings: &AgentSettings) -> Result<Health> {
     let topic = stats::topic(&settings.id).map_err(|error| Error::Usage(error.to_string()))?;
     let options = LinkOptions {
@@ -53,36 +54,50 @@ pub fn ask(settings: &AgentSettings) -> Result<Health> {
         ..Message::default()
     };
     let (on_event, events) = bounded(16);
+    let own = settings.id.to_string();
+    let broker = settings.broker.to_string();
     let link = Link::start(options, move |_, event| {
-        let _ = match event {
+        let told = match event {
+            // Anything may be said there.
             LinkEvent::Message(message) => match Stats::read(&message.payload) {
-                Some(stats) => on_event.try_send(Ok(stats)),
-                None => Ok(()),
+                Some(stats) if stats.id == own => Ok(Some(stats)),
+                _ => return,
             },
-            LinkEvent::Down(reason) => on_event.try_send(Err(reason)),
-            _ => Ok(()),
+            LinkEvent::Ready => Ok(None),
+            LinkEvent::Refused { filter, reason } => {
+                Err(Error::SubscriptionRefused { filter, reason })
+            }
+            LinkEvent::Down(reason) => Err(Error::BrokerUnreachable {
+                broker: broker.clone(),
+                reason,
+            }),
+            _ => return,
         };
+        let _ = on_event.try_send(told);
     })?;
     let until = Instant::now() + PATIENCE;
-    let mut reason = None;
+    let mut failure = None;
     let mut answer = None;
     while answer.is_none() && Instant::now() < until {
         let _ = link
             .publisher()
             .publish_before(question.clone(), until.min(Instant::now() + AGAIN));
         match events.recv_deadline(until.min(Instant::now() + AGAIN)) {
-            Ok(Ok(stats)) => answer = Some(stats),
-            Ok(Err(why)) => reason = Some(why),
+            Ok(Ok(told)) => {
+                failure = None;
+                answer = told;
+            }
+            // What goes down after a refusal is explained by that.
+            Ok(Err(error)) => {
+                failure.get_or_insert(error);
+            }
             Err(_) => {}
         }
     }
     let stopped = link.stop(Instant::now() + GOODBYE);
-    match (answer, reason) {
+    match (answer, failure) {
         (Some(stats), _) => stopped.map(|()| Health(stats)),
-        (None, Some(reason)) => Err(Error::BrokerUnreachable {
-            broker: settings.broker.to_string(),
-            reason,
-        }),
+        (None, Some(failure)) => Err(failure),
         (None, None) => Err(Error::NoAnswer {
             agent: settings.id.to_string(),
             patience: PATIENCE,

@@ -7,10 +7,10 @@ use crate::base::topic::{Id, InvalidTopic, Topic};
 /// What statistics are published below.
 pub const FILTER: &str = "recado/agents/+/stats";
 /// How many bytes an agent may say of its work, and of how many services.
-const MAX_STATS: usize = 64 * 1024;
-const MAX_SERVICES: usize = 256;
-/// How long what an agent calls a service, or says of a failure, may be, in bytes.
-const MAX_TEXT: usize = 512;
+const MAX_STATS: usize = 16 * 1024;
+const MAX_SERVICES: usize = 64;
+/// How long what it says of a failure may be, in bytes.
+const MAX_TEXT: usize = 128;
 
 /// What an agent says of its work. Whatever counts, counts since it was started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Stats {
     pub errors_last_minute: u64,
     /// Requests for which there was no place.
     pub refused: u64,
-    /// Requests that nobody could be told of, or whose callers had stopped waiting.
+    /// Requests that were not executed because of themselves: malformed, repeated, too late.
     pub dropped: u64,
     /// Requests that are being executed.
     pub in_work: u64,
@@ -67,19 +67,35 @@ impl Stats {
         if payload.len() > MAX_STATS {
             return None;
         }
-        let read: Stats = serde_json::from_slice(payload).ok()?;
-        let is_short = |state: &UpstreamState| {
-            let why = state.why.as_deref().unwrap_or_default();
-            state.service.len() <= MAX_TEXT && why.len() <= MAX_TEXT
-        };
-        let fits = read.upstreams.len() <= MAX_SERVICES && read.upstreams.iter().all(is_short);
-        fits.then_some(read)
+        let mut read: Stats = serde_json::from_slice(payload).ok()?;
+        read.upstreams.truncate(MAX_SERVICES);
+        read.upstreams.retain(|it| Id::new(&*it.service).is_ok());
+        for upstream in &mut read.upstreams {
+            upstream.why = upstream.why.take().map(|why| beginning(&why).to_owned());
+        }
+        Some(read)
+    }
+
+    /// As the payload of a message that is read: what is too long is cut, and of too many upstreams those
+    /// are left that can't be reached, as far as there is place.
+    pub fn write(mut self) -> String {
+        self.upstreams.sort_by_key(|it| it.accepts != Some(false));
+        self.upstreams.truncate(MAX_SERVICES);
+        for upstream in &mut self.upstreams {
+            upstream.why = upstream.why.take().map(|why| beginning(&why).to_owned());
+        }
+        loop {
+            // Strings and numbers only: it can't fail.
+            let written = serde_json::to_string(&self).unwrap_or_default();
+            if written.len() <= MAX_STATS || self.upstreams.pop().is_none() {
+                return written;
+            }
+        }
     }
 }
 
-/// What an agent says of a failure, cut to what is read.
-pub fn beginning(text: &str) -> String {
-    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+fn beginning(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 /// The topic of an agent's statistics. An empty message on it asks for them.
@@ -102,29 +118,64 @@ mod tests {
 
     use super::*;
 
+    fn upstream(service: &str, accepts: bool, why: &str) -> UpstreamState {
+        UpstreamState {
+            service: service.into(),
+            accepts: Some(accepts),
+            why: Some(why.into()),
+        }
+    }
+
     #[test]
     fn what_an_agent_says_is_read_and_bounded() {
         let stats = Stats {
             id: "shed".into(),
             requests: 7,
-            upstreams: vec![UpstreamState {
-                service: "web".into(),
-                accepts: Some(false),
-                why: Some(beginning(&"é".repeat(1000))),
-            }],
+            upstreams: vec![upstream("web", false, &"é".repeat(1000))],
             ..Stats::default()
         };
-        let mut written = serde_json::to_vec(&stats).unwrap();
-        assert_eq!(Stats::read(&written), Some(stats.clone()));
+        let written = stats.clone().write();
+        let read = Stats::read(written.as_bytes()).unwrap();
+        assert_eq!((read.requests, read.upstreams.len()), (7, 1));
+        assert_eq!(
+            read.upstreams[0].why.as_deref(),
+            Some("é".repeat(64).as_str())
+        );
         // Of a version that says less, or more.
         assert_eq!(Stats::read(b"{\"new\": 1}"), Some(Stats::default()));
-        written.resize(MAX_STATS + 1, b' ');
-        assert_eq!(Stats::read(&written), None);
-        let mut many = stats;
-        many.upstreams[0].why = Some("x".repeat(MAX_TEXT + 1));
-        assert_eq!(Stats::read(&serde_json::to_vec(&many).unwrap()), None);
-        many.upstreams = vec![UpstreamState::default(); MAX_SERVICES + 1];
-        assert_eq!(Stats::read(&serde_json::to_vec(&many).unwrap()), None);
+        let mut long = written.into_bytes();
+        long.resize(MAX_STATS + 1, b' ');
+        assert_eq!(Stats::read(&long), None);
+        // Whoever writes them is not obliged to anything.
+        let mut wild = stats;
+        wild.upstreams = vec![upstream("a b", true, ""), upstream("c", true, "x")];
+        let read = Stats::read(&serde_json::to_vec(&wild).unwrap()).unwrap();
+        assert_eq!(read.upstreams, wild.upstreams[1..]);
+    }
+
+    #[test]
+    fn of_many_upstreams_those_are_told_that_can_not_be_reached() {
+        let mut upstreams: Vec<UpstreamState> = (0..1000)
+            .map(|number| {
+                upstream(
+                    &format!("{}-{number}", "s".repeat(50)),
+                    true,
+                    &"\"".repeat(500),
+                )
+            })
+            .collect();
+        upstreams[999].accepts = Some(false);
+        let stats = Stats {
+            upstreams,
+            ..Stats::default()
+        };
+        let read = Stats::read(stats.write().as_bytes()).unwrap();
+        assert!(
+            (10..=MAX_SERVICES).contains(&read.upstreams.len()),
+            "{}",
+            read.upstreams.len()
+        );
+        assert_eq!(read.upstreams[0].accepts, Some(false));
     }
 
     #[test]

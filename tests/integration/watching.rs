@@ -343,6 +343,18 @@ fn nothing_is_shown_to_who_may_not_ask() {
     let (_, answer) = Viewer::open(address, field);
     assert_eq!(answer.status, 200);
     gateway.stop().unwrap();
+    // Who may call need not be one who may look.
+    std::fs::write(
+        tokens.path(),
+        "anna 0123456789abcdef\nben fedcba9876543210\n",
+    )
+    .unwrap();
+    let text = format!("{text}monitors = [\"ben\"]\n");
+    let gateway = start_gateway_with(gateway_settings_of(&broker.url(), &text));
+    let status = |field: &str| Viewer::open(gateway.address(), field).1.status;
+    assert_eq!(status(field), 403);
+    assert_eq!(status("Authorization: Bearer fedcba9876543210\r\n"), 200);
+    gateway.stop().unwrap();
     // A browser asks for a password by itself, once the page wants one.
     let users = TempFile::new("ben:$2y$05$bvIG6Nmid91Mu9RcmmWZfO5HJIMCT8riNW0hEp8f6/FuA2/mHZFpe\n");
     let text = format!("[access]\nusers_file = {:?}\n", users.path());
