@@ -21,7 +21,7 @@ use crate::link::{
 };
 use crate::stream::Streams;
 use crate::wire::stream::agent_topic;
-use crate::wire::{Qos, packet_limit};
+use crate::wire::{Message, Qos, packet_limit};
 
 /// How many replies may wait to be written to the broker, unless more requests may be in hand.
 const QUEUE: usize = 1024;
@@ -81,48 +81,15 @@ impl Agent {
             Arc::clone(&pools),
             Arc::clone(&streams),
         )?);
-        let (sorter, places) = (Arc::clone(&intake), Arc::clone(&pools));
-        let said = Arc::clone(&reports);
-        let (presence, pieces) = (Arc::clone(&announcer), Arc::clone(&streams));
-        let link = Link::start(options, move |publisher, event| match event {
-            LinkEvent::Ready => {
-                log::info!("ready as agent {}", sorter.id());
-                match pieces.limits().max_streams {
-                    0 => presence.connected(publisher, Moment::now()),
-                    _ => presence.connecting(Moment::now()),
-                }
-                pieces.connected(publisher, Instant::now());
-                said.connected();
-                sorter.catch_up(publisher, Moment::now());
-            }
-            LinkEvent::Message(message) if message.topic == presence.topic() => {
-                presence.heard(publisher, &message.payload, Moment::now());
-            }
-            LinkEvent::Message(message) if said.take(&message) => {}
-            LinkEvent::Message(message) if presence.is_probe(&message) => {}
-            LinkEvent::Message(message)
-                if pieces.take(publisher, &message, |_| false, Instant::now()) =>
-            {
-                presence.takes_streams(publisher, pieces.is_open(), Moment::now());
-            }
-            LinkEvent::Message(message) => sorter.take(publisher, &places, message, Moment::now()),
-            LinkEvent::Written => {
-                presence.catch_up(publisher, Moment::now());
-                sorter.catch_up(publisher, Moment::now());
-            }
-            LinkEvent::Acknowledged(acknowledgement) => {
-                presence.catch_up(publisher, Moment::now());
-                sorter.catch_up(publisher, Moment::now());
-                if !pieces.acknowledged(&acknowledgement) {
-                    refused(publisher, &acknowledgement, &presence, &said);
-                }
-            }
-            LinkEvent::Down(_) => {
-                presence.disconnected();
-                pieces.disconnected();
-                said.disconnected(Moment::now());
-            }
-            _ => {}
+        let parts = Parts {
+            intake: Arc::clone(&intake),
+            pools: Arc::clone(&pools),
+            announcer: Arc::clone(&announcer),
+            reports: Arc::clone(&reports),
+            streams: Arc::clone(&streams),
+        };
+        let link = Link::start(options, move |publisher, event| {
+            parts.take(publisher, event);
         })?;
         let (trigger, stop) = threads::stop_signal();
         let check = match check {
@@ -230,6 +197,67 @@ impl Agent {
                 return;
             }
             std::thread::sleep(left);
+        }
+    }
+}
+
+// What takes part in the events of the link, on the mqtt thread.
+struct Parts {
+    intake: Arc<Intake>,
+    pools: Arc<[Pool<Box<Job>>]>,
+    announcer: Arc<Announcer>,
+    reports: Arc<Reports>,
+    streams: Arc<Streams>,
+}
+
+impl Parts {
+    fn take(&self, publisher: &Publisher, event: LinkEvent) {
+        let now = Moment::now();
+        match event {
+            LinkEvent::Ready => {
+                log::info!("ready as agent {}", self.intake.id());
+                match self.streams.limits().max_streams {
+                    0 => self.announcer.connected(publisher, now),
+                    _ => self.announcer.connecting(now),
+                }
+                self.streams.connected(publisher, Instant::now());
+                self.reports.connected();
+                self.intake.catch_up(publisher, now);
+            }
+            LinkEvent::Message(message) => self.take_message(publisher, message, now),
+            LinkEvent::Written => {
+                self.announcer.catch_up(publisher, now);
+                self.intake.catch_up(publisher, now);
+            }
+            LinkEvent::Acknowledged(acknowledgement) => {
+                self.announcer.catch_up(publisher, now);
+                self.intake.catch_up(publisher, now);
+                if !self.streams.acknowledged(&acknowledgement) {
+                    refused(publisher, &acknowledgement, &self.announcer, &self.reports);
+                }
+            }
+            LinkEvent::Down(_) => {
+                self.announcer.disconnected();
+                self.streams.disconnected();
+                self.reports.disconnected(now);
+            }
+            LinkEvent::Granted { .. } | LinkEvent::Refused { .. } => {}
+        }
+    }
+
+    fn take_message(&self, publisher: &Publisher, message: Message, now: Moment) {
+        if message.topic == self.announcer.topic() {
+            self.announcer.heard(publisher, &message.payload, now);
+        } else if self.reports.take(&message) || self.announcer.is_probe(&message) {
+            // It is taken.
+        } else if self
+            .streams
+            .take(publisher, &message, |_| false, Instant::now())
+        {
+            let is_open = self.streams.is_open();
+            self.announcer.takes_streams(publisher, is_open, now);
+        } else {
+            self.intake.take(publisher, &self.pools, message, now);
         }
     }
 }

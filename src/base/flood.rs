@@ -50,9 +50,6 @@ pub(super) struct Held {
 impl Flood {
     /// Whether a line is to be written; if not, when the count of such lines is due.
     pub fn admits(&self, record: &Record<'_>, now: Instant) -> Result<(), Instant> {
-        if record.level() > Level::Warn {
-            return Ok(());
-        }
         let kind = record.key_values().get(Key::from_str(KIND));
         let place = Place {
             file: record.file_static(),
@@ -143,7 +140,6 @@ mod tests {
             10,
             "another kind"
         );
-        assert_eq!(written(&flood, Level::Info, "a", start), 100);
         let (early, next) = flood.take(start, false);
         assert_eq!((early, next), (Vec::new(), Some(start + WINDOW)));
         let (mut due, next) = flood.take(start + WINDOW, false);

@@ -2,7 +2,6 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::io::Write;
-use std::time::Instant;
 use std::{fmt, io};
 
 use log::{Log, Metadata, Record};
@@ -124,7 +123,7 @@ impl Log for PerThread {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) || !self.lines.admits(record, Instant::now()) {
+        if !self.enabled(record.metadata()) || !self.lines.admits(record) {
             return;
         }
         // None: the thread is just ending.

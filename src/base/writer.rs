@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use log::Record;
+use log::{Level, Record};
 
 use super::error::Result;
 use super::flood::Flood;
@@ -17,6 +17,8 @@ use super::threads::{self, lock};
 
 /// How many bytes of lines may wait to be written.
 const CAPACITY: usize = 1024 * 1024;
+/// How many bytes of memory for them are kept while there are none.
+const KEPT: usize = 64 * 1024;
 /// How long the thread pauses between two writes.
 const PAUSE: Duration = Duration::from_millis(20);
 /// What the lines are called that tell how many others are not written.
@@ -86,17 +88,21 @@ impl Drop for Writer {
 
 impl Pending {
     fn run(&self, mut target: impl Write, lost_line: fn(usize) -> String) {
+        let mut lines = Vec::new();
         loop {
             let closing = self.wait();
             self.tell_counts(closing);
-            let (lines, lost, closed) = {
+            let (lost, closed) = {
                 let mut state = lock(&self.state);
                 state.waiting = false;
-                let lost = std::mem::take(&mut state.lost);
-                (std::mem::take(&mut state.lines), lost, state.closed)
+                std::mem::swap(&mut state.lines, &mut lines);
+                (std::mem::take(&mut state.lost), state.closed)
             };
             // There is nowhere to report a failure to: the program goes on without its log.
             let _ = target.write_all(&lines);
+            // To be used again, since a busy log would grow it anew each time; but a burst is not for ever.
+            lines.clear();
+            lines.shrink_to(KEPT);
             if lost > 0 {
                 let _ = writeln!(target, "{}", lost_line(lost));
             }
@@ -159,11 +165,11 @@ impl Pending {
 
 impl Lines {
     /// Whether a record is to be written. One that isn't is counted, and that is told later.
-    pub fn admits(&self, record: &Record<'_>, now: Instant) -> bool {
-        if record.target() == COUNTS {
+    pub fn admits(&self, record: &Record<'_>) -> bool {
+        if record.level() > Level::Warn || record.target() == COUNTS {
             return true;
         }
-        let Err(due) = self.shared.flood.admits(record, now) else {
+        let Err(due) = self.shared.flood.admits(record, Instant::now()) else {
             return true;
         };
         let mut state = lock(&self.shared.state);

@@ -1,7 +1,9 @@
 //! One line for each request.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use http::uri::PathAndQuery;
 use log::kv::{Error, Key, Source, Value, VisitSource};
 use log::{Level, Record};
 
@@ -12,6 +14,8 @@ use crate::front::Exchange;
 use crate::http::{Problem, client_gone};
 
 const TARGET: &str = "recado::access";
+/// Targets up to this length are shown as they are, in bytes.
+const SHORT: usize = 256;
 
 /// Writes the line of a request; and where somebody has to do something about it, a warning too.
 pub(super) fn write(exchange: &Exchange<'_>, failure: Option<&Problem>, trace: &Trace) {
@@ -25,12 +29,14 @@ pub(super) fn write(exchange: &Exchange<'_>, failure: Option<&Problem>, trace: &
             failure,
             trace,
         };
+        // In one piece: each would find its way through a formatter, a logger and a writer.
+        let text = line.to_string();
         log::logger().log(
             &Record::builder()
                 .level(Level::Info)
                 .target(TARGET)
                 .key_values(&line)
-                .args(format_args!("{line}"))
+                .args(format_args!("{text}"))
                 .build(),
         );
     }
@@ -50,19 +56,26 @@ fn calls_for_action(problem: &Problem) -> bool {
     problem.status.is_server_error() && problem.status != client_gone()
 }
 
-fn target(exchange: &Exchange<'_>) -> String {
-    match exchange.asked {
-        None => "-".to_owned(),
-        // It stands between quotes.
-        Some((_, target)) => excerpt(target.to_string().as_bytes())
-            .to_string()
-            .replace('"', "\\\""),
+// It stands between quotes. A target has no characters that could do harm besides, unless it is one that
+// only tiny_http lets through.
+fn target<'a>(exchange: &Exchange<'a>) -> Cow<'a, str> {
+    let Some((_, target)) = exchange.asked else {
+        return "-".into();
+    };
+    let plain = target.path_and_query().map(PathAndQuery::as_str);
+    let is_plain = |c: u8| c.is_ascii_graphic() && c != b'"';
+    match plain.filter(|it| it.len() <= SHORT && it.bytes().all(is_plain)) {
+        Some(plain) if target.authority().is_none() => plain.into(),
+        _ => {
+            let shown = excerpt(target.to_string().as_bytes()).to_string();
+            shown.replace('"', "\\\"").into()
+        }
     }
 }
 
 struct Line<'a> {
     method: Excerpt<'a>,
-    target: String,
+    target: Cow<'a, str>,
     detail: Option<Excerpt<'a>>,
     exchange: &'a Exchange<'a>,
     failure: Option<&'a Problem>,
@@ -86,7 +99,7 @@ impl Source for Line<'_> {
         for (name, value) in [
             ("client", Value::from_display(&trace.client)),
             ("method", Value::from_display(&self.method)),
-            ("target", Value::from(self.target.as_str())),
+            ("target", Value::from(&*self.target)),
             ("status", Value::from(self.status())),
             ("bytes_in", Value::from(exchange.received)),
             ("bytes_out", Value::from(exchange.sent)),
