@@ -126,8 +126,19 @@ fn the_shipped_files_let_the_right_ones_in() {
     // The upstream is no ping service; but the question has reached it, and the answer us.
     assert_eq!(get(address, "/ping").json()["hop"], "upstream");
 
-    // Who has a password may not pose as another all the same.
+    wait_until("what the agent does is known", || {
+        get_agent(address, "demo").json()["in_work"] == 0
+    });
     let password = password_of("demo");
+    let who = [
+        ("RECADO_MQTT_USERNAME", "demo"),
+        ("RECADO_MQTT_PASSWORD", &*password),
+    ];
+    let asked = broker.agent(&who, &["--id", "demo", "--health"]).wait();
+    assert_eq!(asked.0.code(), Some(0), "{}", asked.1);
+    assert!(!asked.1.contains(&password), "{}", asked.1);
+
+    // Who has a password may not pose as another all the same.
     let poser = broker.agent(
         &[
             ("RECADO_MQTT_USERNAME", "demo"),
