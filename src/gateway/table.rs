@@ -60,6 +60,8 @@ pub(super) struct Table {
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Lost {
     pub id: String,
+    /// It says nothing any more, and the broker has ended its connection.
+    pub state: &'static str,
     /// When it said something for the last time.
     #[serde(skip)]
     pub heard: Instant,
@@ -217,6 +219,7 @@ impl Table {
         }
         self.lost.push(Lost {
             id: id.clone(),
+            state: "silent",
             heard: known.last_seen(),
             vanished: now,
             last_seen_ms: 0,

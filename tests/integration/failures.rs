@@ -213,7 +213,12 @@ fn a_request_whose_time_is_up_is_never_executed() {
     for number in 0..5 {
         requester.publish("api/ping/request", format!("{number}").as_bytes());
     }
-    problem(&first.join().unwrap(), 504, "upstream", "unknown");
+    // The agent gives up a moment before the gateway does; on a busy machine that is not soon enough.
+    let first = first.join().unwrap();
+    assert_eq!(
+        (first.status, &first.json()["outcome"]),
+        (504, &"unknown".into())
+    );
     agent.stop().unwrap();
     listener.set_nonblocking(true).unwrap();
     assert!(
