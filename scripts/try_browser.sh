@@ -12,35 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bin=${RECADO_BIN:-target/debug}
-python=${PYTHON:-/usr/bin/python3}
-work=$(mktemp -d)
-pids=()
-stop() {
-  kill "${pids[@]}" 2>/dev/null || true
-  wait "${pids[@]}" 2>/dev/null || true
-  rm -rf "$work"
-}
-trap stop EXIT
-start() { # NAME COMMAND...
-  local name=$1
-  shift
-  "$@" >"$work/$name.log" 2>&1 &
-  pids+=($!)
-}
-free_port() {
-  "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
-until_it_answers() { # URL NAME
-  local number
-  for ((number = 0; number < 200; number++)); do
-    if curl -s -m 2 -o "$work/answer" -w '%{http_code}' "$1" | grep -qE '^[234]'; then return; fi
-    sleep 0.1
-  done
-  printf 'try_browser.sh: %s does not answer\n' "$1" >&2
-  cat "$work/$2.log" >&2
-  exit 1
-}
+source scripts/chain.sh
 
 broker=$(free_port) gateway=$(free_port)
 export RECADO_BROKER=mqtt://127.0.0.1:$broker no_proxy='*'

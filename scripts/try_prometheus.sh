@@ -6,43 +6,14 @@
 #
 #   RECADO_BIN (target/debug)  where the programs are
 #   SECONDS_LONG (60)          how long it scrapes
+#   PYTHON (/usr/bin/python3)
 #
 # On Debian: apt-get install prometheus curl python3. One line for each check; exits 1 if one fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bin=${RECADO_BIN:-target/debug}
+source scripts/chain.sh
 long=${SECONDS_LONG:-60}
-work=$(mktemp -d)
-pids=()
-stop() {
-  kill "${pids[@]}" 2>/dev/null || true
-  wait "${pids[@]}" 2>/dev/null || true
-  rm -rf "$work"
-}
-trap stop EXIT
-start() { # NAME COMMAND...
-  local name=$1
-  shift
-  "$@" >"$work/$name.log" 2>&1 &
-  pids+=($!)
-}
-free_port() {
-  python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
-fail() {
-  printf 'try_prometheus.sh: %s\n' "$*" >&2
-  exit 1
-}
-until_it_answers() { # URL NAME
-  local number
-  for ((number = 0; number < 200; number++)); do
-    if curl -sf -m 2 -o /dev/null "$1"; then return; fi
-    sleep 0.1
-  done
-  cat "$work/$2.log" >&2
-  fail "$2 does not answer at $1"
-}
 ok() { printf 'ok    %s\n' "$*"; }
 
 promtool check rules config/prometheus-alerts.yml >"$work/out" || fail "$(cat "$work/out")"
@@ -51,7 +22,7 @@ promtool test rules tests/prometheus/alerts_test.yml >"$work/out" 2>&1 || fail "
 ok "alerts: rules, configuration, tests"
 
 # Each query of the dashboard, as a rule: promtool knows no other way to read one.
-python3 - config/grafana-dashboard.json >"$work/queries.yml" <<'END'
+"$python" - config/grafana-dashboard.json >"$work/queries.yml" <<'END'
 import json, sys
 dashboard = json.load(open(sys.argv[1]))
 panels = [inner for panel in dashboard["panels"] for inner in [panel, *panel.get("panels", [])]]
@@ -95,7 +66,7 @@ for ((second = 0; second < long; second++)); do
 done
 query() {
   curl -sf -G "http://127.0.0.1:$prometheus/api/v1/query" --data-urlencode "query=$1" |
-    python3 -c 'import json, sys; print(*(it["value"][1] for it in json.load(sys.stdin)["data"]["result"]))'
+    "$python" -c 'import json, sys; print(*(it["value"][1] for it in json.load(sys.stdin)["data"]["result"]))'
 }
 [ "$(query 'up{job="recado"}')" = 1 ] || fail "Prometheus can't scrape it: $(query 'up')"
 scrapes=$(query "count_over_time(up{job=\"recado\"}[${long}s])")
@@ -106,7 +77,7 @@ answered=$(query 'recado_http_requests_total{route="/ping", code="200"}')
 ((${answered%.*} >= long)) || fail "$answered pings were counted of $long"
 [ -n "$(query 'histogram_quantile(0.99, sum by (le) (rate(recado_request_duration_seconds_bucket{hop="total"}[30s])))')" ] ||
   fail "no latencies"
-python3 - "$work/queries.yml" "http://127.0.0.1:$prometheus" <<'END' || fail "a query of the dashboard says nothing"
+"$python" - "$work/queries.yml" "http://127.0.0.1:$prometheus" <<'END' || fail "a query of the dashboard says nothing"
 import json, sys, urllib.parse, urllib.request
 rules = json.load(open(sys.argv[1]))["groups"][0]["rules"]
 silent = []
@@ -119,6 +90,6 @@ print(f"ok    dashboard: {len(rules) - len(silent)} of {len(rules)} queries have
 sys.exit(len(silent) > len(rules) // 4)
 END
 firing=$(curl -sf "http://127.0.0.1:$prometheus/api/v1/alerts" |
-  python3 -c 'import json, sys; print(*(it["labels"]["alertname"] for it in json.load(sys.stdin)["data"]["alerts"] if it["state"] == "firing"))')
+  "$python" -c 'import json, sys; print(*(it["labels"]["alertname"] for it in json.load(sys.stdin)["data"]["alerts"] if it["state"] == "firing"))')
 [ -z "$firing" ] || fail "alerts of a chain that is well: $firing"
 ok "Prometheus: $scrapes scrapes, no alert"

@@ -15,7 +15,7 @@ use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::link::{Publisher, Subscription};
 use crate::stream::Streams;
-use crate::wire::stats::{self, Stats};
+use crate::wire::stats::{self, Stats, Work};
 use crate::wire::{Message, Qos};
 
 /// How often it may be asked: what somebody asks for must not cost more than asking.
@@ -170,18 +170,20 @@ impl Reports {
         Stats {
             id: self.id.clone(),
             instance: self.instance.clone(),
-            requests: figures.requests.get(),
-            errors: figures.errors.get(),
-            errors_last_minute: figures.errors_last_minute(now),
-            refused: figures.refused.get(),
-            dropped: figures.dropped.get(),
-            in_work: figures.in_work.load(Ordering::Relaxed),
-            queued: self.pools.iter().map(|pool| pool.queued() as u64).sum(),
-            open_streams: self.streams.count() as u64,
-            reconnects: figures.connections.get().saturating_sub(1),
-            resident_bytes: taken.resident_bytes,
-            threads: taken.threads,
-            upstreams: figures.upstreams(),
+            work: Work {
+                requests: figures.requests.get(),
+                errors: figures.errors.get(),
+                errors_last_minute: figures.errors_last_minute(now),
+                refused: figures.refused.get(),
+                dropped: figures.dropped.get(),
+                in_work: figures.in_work.load(Ordering::Relaxed),
+                queued: self.pools.iter().map(|pool| pool.queued() as u64).sum(),
+                open_streams: self.streams.count() as u64,
+                reconnects: figures.connections.get().saturating_sub(1),
+                resident_bytes: taken.resident_bytes,
+                threads: taken.threads,
+                upstreams: figures.upstreams(),
+            },
         }
     }
 }
@@ -241,7 +243,7 @@ mod tests {
         assert_eq!((said[0].topic.as_str(), said[0].retain), (TOPIC, false));
         let read = Stats::read(&said[0].payload).unwrap();
         assert_eq!((read.id.as_str(), read.instance.as_str()), ("shed", "i"));
-        assert_eq!(read.upstreams.len(), 2);
+        assert_eq!(read.work.upstreams.len(), 2);
         assert!(tick(10_000).is_empty());
         assert_eq!(tick(10_001).len(), 1);
         assert!(!reports.is_refused("elsewhere", "x"));

@@ -13,7 +13,7 @@ use crate::base::process::{taken, unix_seconds};
 use crate::base::version;
 use crate::http::{Failure, Response};
 use crate::monitor::metrics::{Sheet, scrape};
-use crate::wire::stats::Stats;
+use crate::wire::stats::Work;
 
 /// How many agents have figures of their own, and how many of their services: a label must not have any
 /// number of values.
@@ -136,7 +136,7 @@ fn agents(sheet: &mut Sheet<'_>, agents: &[Seen]) -> fmt::Result {
     let mut shown: BTreeMap<&str, &Seen> = BTreeMap::new();
     for agent in agents {
         let best = shown.entry(&agent.announcement.id).or_insert(agent);
-        let rank = |it: &Seen| (it.stats.is_none(), it.last_seen_ms);
+        let rank = |it: &Seen| (it.work.is_none(), it.last_seen_ms);
         if rank(agent) < rank(best) {
             *best = agent;
         }
@@ -151,13 +151,13 @@ fn agents(sheet: &mut Sheet<'_>, agents: &[Seen]) -> fmt::Result {
     )?;
     let stats = shown
         .iter()
-        .filter_map(|(id, it)| Some((*id, it.stats.as_ref()?)));
-    let stats: Vec<(&str, &Stats)> = stats.collect();
+        .filter_map(|(id, it)| Some((*id, it.work.as_ref()?)));
+    let stats: Vec<(&str, &Work)> = stats.collect();
     work(sheet, &stats)?;
     upstreams(sheet, &stats)
 }
 
-type Of = fn(&Stats) -> u64;
+type Of = fn(&Work) -> u64;
 
 #[rustfmt::skip]
 const COUNTERS: [(&str, &str, Of); 5] = [
@@ -177,13 +177,13 @@ const GAUGES: [(&str, &str, Of); 5] = [
     ("recado_agent_threads", "Threads of an agent", |it| it.threads),
 ];
 
-fn work(sheet: &mut Sheet<'_>, stats: &[(&str, &Stats)]) -> fmt::Result {
+fn work(sheet: &mut Sheet<'_>, works: &[(&str, &Work)]) -> fmt::Result {
     for (name, help, of) in COUNTERS {
-        let rows = stats.iter().map(|(id, it)| ([("agent", *id)], of(it)));
+        let rows = works.iter().map(|(id, it)| ([("agent", *id)], of(it)));
         sheet.counters(name, help, rows)?;
     }
     for (name, help, of) in GAUGES {
-        let rows = stats
+        let rows = works
             .iter()
             .map(|(id, it)| ([("agent", *id)], of(it) as f64));
         sheet.gauges(name, help, rows)?;
@@ -191,11 +191,11 @@ fn work(sheet: &mut Sheet<'_>, stats: &[(&str, &Stats)]) -> fmt::Result {
     Ok(())
 }
 
-fn upstreams(sheet: &mut Sheet<'_>, stats: &[(&str, &Stats)]) -> fmt::Result {
+fn upstreams(sheet: &mut Sheet<'_>, works: &[(&str, &Work)]) -> fmt::Result {
     // Services of one name count as one: all of them must be there.
     let mut accepts: BTreeMap<(&str, &str), bool> = BTreeMap::new();
-    for (id, stats) in stats {
-        for upstream in &stats.upstreams {
+    for (id, work) in works {
+        for upstream in &work.upstreams {
             if let Some(state) = upstream.accepts {
                 let all = accepts.entry((id, &upstream.service)).or_insert(true);
                 *all &= state;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::table::{Known, Lost, Table};
 use crate::wire::presence::Announcement;
-use crate::wire::stats::Stats;
+use crate::wire::stats::{Stats, Work};
 
 /// For how long an agent is shown that has vanished.
 const SHOWN: Duration = Duration::from_secs(600);
@@ -29,8 +29,8 @@ pub(super) struct Seen {
     pub state: State,
     /// How long ago it said something.
     pub last_seen_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none", flatten)]
-    pub stats: Option<Stats>,
+    #[serde(flatten)]
+    pub work: Option<Work>,
 }
 
 impl Seen {
@@ -38,13 +38,13 @@ impl Seen {
         let since = now.saturating_duration_since(known.last_seen());
         Seen {
             // Who has never said anything may not be allowed to, or not be heard here.
-            state: match known.stats.is_some() && known.announcement.is_overdue(since) {
+            state: match known.work.is_some() && known.announcement.is_overdue(since) {
                 true => State::Silent,
                 false => State::Ready,
             },
             last_seen_ms: millis(since),
             announcement: known.announcement.clone(),
-            stats: known.stats.clone(),
+            work: known.work.clone(),
         }
     }
 }
@@ -59,7 +59,7 @@ impl Table {
         let twins = self.agents.get_mut(&stats.id).into_iter().flatten();
         let is_its = |known: &&mut Known| known.announcement.instance == stats.instance;
         if let Some(known) = twins.into_iter().find(is_its) {
-            known.stats = Some(stats);
+            known.work = Some(stats.work);
             known.seen = now;
         }
     }
@@ -102,8 +102,10 @@ mod tests {
         Stats {
             id: id.into(),
             instance: instance.into(),
-            in_work: 3,
-            ..Stats::default()
+            work: Work {
+                in_work: 3,
+                ..Work::default()
+            },
         }
     }
 
@@ -155,7 +157,8 @@ mod tests {
         let later = |seconds| start + Duration::from_secs(seconds);
         let lost = |table: &mut Table, at| {
             let all = table.lost(at).into_iter();
-            all.map(|it| (it.id, it.last_seen_ms)).collect::<Vec<_>>()
+            all.map(|it| (it.agent, it.last_seen_ms))
+                .collect::<Vec<_>>()
         };
         for id in ["shed", "old", "polite"] {
             let more = if id == "old" {

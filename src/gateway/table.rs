@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::base::topic::Topic;
 use crate::wire::presence::Announcement;
-use crate::wire::stats::Stats;
+use crate::wire::stats::Work;
 
 /// Whether a request finds anybody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,8 @@ pub(super) struct Table {
 /// An agent that has vanished without a word.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Lost {
-    pub id: String,
+    // Not `id`: who looks for that wants those who are there.
+    pub agent: String,
     /// It says nothing any more, and the broker has ended its connection.
     pub state: &'static str,
     /// When it said something for the last time.
@@ -75,7 +76,7 @@ pub(super) struct Known {
     // When it said so last.
     heard: Instant,
     /// What it says of its work, and when it did.
-    pub stats: Option<Stats>,
+    pub work: Option<Work>,
     pub seen: Instant,
 }
 
@@ -132,11 +133,11 @@ impl Table {
         for topic in &announcement.topics {
             self.left.remove(topic);
         }
-        self.lost.retain(|lost| lost.id != id);
+        self.lost.retain(|lost| lost.agent != id);
         let mut known = Known {
             announcement,
             heard: now,
-            stats: None,
+            work: None,
             seen: now,
         };
         if let Some(ends) = known.ends() {
@@ -146,7 +147,7 @@ impl Table {
         let same = |it: &&mut Known| it.announcement.instance == *instance;
         let twins = self.agents.entry(id.to_owned()).or_default();
         if let Some(before) = twins.iter_mut().find(same) {
-            known.stats = before.stats.take();
+            known.work = before.work.take();
             *before = known;
             return;
         }
@@ -213,12 +214,12 @@ impl Table {
             return;
         }
         let id = &known.announcement.id;
-        self.lost.retain(|lost| lost.id != *id);
+        self.lost.retain(|lost| lost.agent != *id);
         if self.lost.len() >= MAX_LOST {
             self.lost.remove(0);
         }
         self.lost.push(Lost {
-            id: id.clone(),
+            agent: id.clone(),
             state: "silent",
             heard: known.last_seen(),
             vanished: now,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::{HeaderValue, Method, header};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::carrier::{Carrier, json_response};
@@ -47,17 +48,21 @@ impl View {
 /// Everybody who is there.
 pub(super) fn agents(carrier: &Carrier, now: Instant) -> Result<Response, Failure> {
     carrier.ready()?;
-    let agents = json!(carrier.presence.agents(now));
-    Ok(json_response(agents.to_string().into()))
+    Ok(document(&carrier.presence.agents(now)))
 }
 
 /// One of them.
 pub(super) fn agent(carrier: &Carrier, id: &str, now: Instant) -> Result<Response, Failure> {
     carrier.ready()?;
     match carrier.presence.agent(id, now) {
-        Some(agent) => Ok(json_response(json!(agent).to_string().into())),
+        Some(agent) => Ok(document(&agent)),
         None => Err(Failure::UnknownAgent(excerpt(id.as_bytes()).to_string())),
     }
+}
+
+// Strings and numbers only, with text for keys: it can't fail.
+fn document(of: &impl Serialize) -> Response {
+    json_response(serde_json::to_vec(of).unwrap_or_default().into())
 }
 
 /// The events of the page, for as long as their client looks.

@@ -345,7 +345,7 @@ function onState(s) {
   $("hop-agent").dataset.down = !s.agents.some((agent) => agent.state === "ready");
   if (samples.at(-1)?.requests > s.requests) samples = [];
   samples = [...samples, s].slice(-SPAN - 1);
-  const listed = [...s.agents, ...s.lost.map((agent) => ({ ...agent, state: "lost" }))];
+  const listed = [...s.agents, ...s.lost.map((lost) => ({ ...lost, id: lost.agent, state: "lost" }))];
   for (const agent of listed) present.set(`${agent.id}/${agent.instance}`, { agent, seen: s.time });
   for (const [key, { agent, seen }] of present) {
     // Its next instance, or that it is lost, says more than that it left.
@@ -355,6 +355,8 @@ function onState(s) {
   const sorted = [...present.values()].sort((a, b) => (a.agent.id < b.agent.id ? -1 : 1));
   $("agents").replaceChildren(...sorted.map(({ agent, seen }) => card(agent, s.time - seen)));
   $("no-agents").hidden = present.size > 0;
+  $("more-agents").hidden = !s.more_agents;
+  text($("more-agents"), `${count(s.more_agents ?? 0)} more are there; /agents lists them all.`);
   text($("unshown"), `One by one at most ${hello.shows_per_second} a second are shown; ${count(s.unshown)} more were only counted.`);
   renderFigures(s);
 }

@@ -111,9 +111,9 @@ impl fmt::Display for Health {
         writeln!(
             f,
             "agent {}: {} in work, {} queued, {} errors in the last minute",
-            stats.id, stats.in_work, stats.queued, stats.errors_last_minute
+            stats.id, stats.work.in_work, stats.work.queued, stats.work.errors_last_minute
         )?;
-        for upstream in &stats.upstreams {
+        for upstream in &stats.work.upstreams {
             let (service, why) = (&upstream.service, upstream.why.as_deref());
             match upstream.accepts {
                 Some(true) => writeln!(f, "upstream of {service}: takes connections")?,

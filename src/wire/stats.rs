@@ -12,7 +12,7 @@ const MAX_SERVICES: usize = 64;
 /// How long what it says of a failure may be, in bytes.
 const MAX_TEXT: usize = 128;
 
-/// What an agent says of its work. Whatever counts, counts since it was started.
+/// What an agent says of its work, and which one does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stats {
@@ -20,6 +20,15 @@ pub struct Stats {
     pub id: String,
     /// Tells agents apart that have the same id.
     pub instance: String,
+    /// The rest.
+    #[serde(flatten)]
+    pub work: Work,
+}
+
+/// The work of an agent. Whatever counts, counts since it was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Work {
     /// Requests that were executed, well or not.
     pub requests: u64,
     /// Those of them that ended with an error of the agent's own.
@@ -68,9 +77,10 @@ impl Stats {
             return None;
         }
         let mut read: Stats = serde_json::from_slice(payload).ok()?;
-        read.upstreams.truncate(MAX_SERVICES);
-        read.upstreams.retain(|it| Id::new(&*it.service).is_ok());
-        for upstream in &mut read.upstreams {
+        let upstreams = &mut read.work.upstreams;
+        upstreams.truncate(MAX_SERVICES);
+        upstreams.retain(|it| Id::new(&*it.service).is_ok());
+        for upstream in upstreams {
             upstream.why = upstream.why.take().map(|why| beginning(&why).to_owned());
         }
         Some(read)
@@ -79,15 +89,16 @@ impl Stats {
     /// As the payload of a message that is read: what is too long is cut, and of too many upstreams those
     /// are left that can't be reached, as far as there is place.
     pub fn write(mut self) -> String {
-        self.upstreams.sort_by_key(|it| it.accepts != Some(false));
-        self.upstreams.truncate(MAX_SERVICES);
-        for upstream in &mut self.upstreams {
+        let upstreams = &mut self.work.upstreams;
+        upstreams.sort_by_key(|it| it.accepts != Some(false));
+        upstreams.truncate(MAX_SERVICES);
+        for upstream in upstreams {
             upstream.why = upstream.why.take().map(|why| beginning(&why).to_owned());
         }
         loop {
             // Strings and numbers only: it can't fail.
             let written = serde_json::to_string(&self).unwrap_or_default();
-            if written.len() <= MAX_STATS || self.upstreams.pop().is_none() {
+            if written.len() <= MAX_STATS || self.work.upstreams.pop().is_none() {
                 return written;
             }
         }
@@ -130,15 +141,18 @@ mod tests {
     fn what_an_agent_says_is_read_and_bounded() {
         let stats = Stats {
             id: "shed".into(),
-            requests: 7,
-            upstreams: vec![upstream("web", false, &"é".repeat(1000))],
-            ..Stats::default()
+            instance: "i".into(),
+            work: Work {
+                requests: 7,
+                upstreams: vec![upstream("web", false, &"é".repeat(1000))],
+                ..Work::default()
+            },
         };
         let written = stats.clone().write();
         let read = Stats::read(written.as_bytes()).unwrap();
-        assert_eq!((read.requests, read.upstreams.len()), (7, 1));
+        assert_eq!((read.work.requests, read.work.upstreams.len()), (7, 1));
         assert_eq!(
-            read.upstreams[0].why.as_deref(),
+            read.work.upstreams[0].why.as_deref(),
             Some("é".repeat(64).as_str())
         );
         // Of a version that says less, or more.
@@ -148,9 +162,9 @@ mod tests {
         assert_eq!(Stats::read(&long), None);
         // Whoever writes them is not obliged to anything.
         let mut wild = stats;
-        wild.upstreams = vec![upstream("a b", true, ""), upstream("c", true, "x")];
+        wild.work.upstreams = vec![upstream("a b", true, ""), upstream("c", true, "x")];
         let read = Stats::read(&serde_json::to_vec(&wild).unwrap()).unwrap();
-        assert_eq!(read.upstreams, wild.upstreams[1..]);
+        assert_eq!(read.work.upstreams, wild.work.upstreams[1..]);
     }
 
     #[test]
@@ -165,11 +179,9 @@ mod tests {
             })
             .collect();
         upstreams[999].accepts = Some(false);
-        let stats = Stats {
-            upstreams,
-            ..Stats::default()
-        };
-        let read = Stats::read(stats.write().as_bytes()).unwrap();
+        let mut stats = Stats::default();
+        stats.work.upstreams = upstreams;
+        let read = Stats::read(stats.write().as_bytes()).unwrap().work;
         assert!(
             (10..=MAX_SERVICES).contains(&read.upstreams.len()),
             "{}",

@@ -5,38 +5,12 @@ for each; exits 1 with the first that is not so.
 """
 
 import json
-import os
 import sys
 import tempfile
 
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
-
-LIMIT = 20  # seconds that anything may take
+from chromium import browser, find, ok, run, wait
 
 port = sys.argv[1]
-options = webdriver.ChromeOptions()
-for flag in ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]:
-    options.add_argument(flag)
-options.add_argument("--no-proxy-server")
-options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-browser = webdriver.Chrome(options=options)
-browser.set_page_load_timeout(LIMIT)
-
-
-def wait(what, condition):
-    WebDriverWait(browser, LIMIT).until(lambda _: condition(), what)
-
-
-def find(selector):
-    return browser.find_element(By.CSS_SELECTOR, selector)
-
-
-def no_complaints(name):
-    complaints = [entry["message"] for entry in browser.get_log("browser")]
-    assert not complaints, f"{name}: {complaints}"
-    print(f"ok    {name}", flush=True)
 
 
 def flask(name, base):
@@ -56,7 +30,7 @@ def flask(name, base):
         find("button").click()
         wait("the upload", lambda: browser.title == "sent")
     assert find("p").text == "3000000 bytes", find("p").text
-    no_complaints(name)
+    ok(name)
 
 
 def single_page(name, base):
@@ -68,13 +42,13 @@ def single_page(name, base):
         return json.loads(text) if text.startswith("{") else {}
 
     wait("the application", lambda: state() == expected)
-    no_complaints(name)
+    ok(name)
 
 
 def docs(name, base):
     browser.get(base + "/docs")
     wait("the description", lambda: browser.title == "FastAPI seen")
-    no_complaints(name)
+    ok(name)
 
 
 def django(name, base):
@@ -88,7 +62,7 @@ def django(name, base):
     if len(sys.argv) > 2:
         browser.set_window_size(900, 500)
         browser.save_screenshot(sys.argv[2])
-    no_complaints(name)
+    ok(name)
 
 
 def apart(name, one, other):
@@ -99,10 +73,10 @@ def apart(name, one, other):
     browser.get(other + "/")
     assert not browser.get_cookie("secret"), "its cookie is there too"
     assert not browser.get_cookie("session"), "its session is there too"
-    print(f"ok    {name}")
+    ok(name)
 
 
-try:
+def applications():
     flask("Flask by a name: login, style sheet, upload", f"http://flask.localhost:{port}")
     browser.delete_all_cookies()
     flask("Flask below a path", f"http://localhost:{port}/agents/flask")
@@ -118,9 +92,6 @@ try:
         f"http://spa.localhost:{port}",
     )
     django("Django's admin by a name: a login with CSRF", f"http://django.localhost:{port}")
-except Exception as error:
-    print(f"FAIL  {error!r}\n{browser.current_url}\n{browser.page_source[:2000]}")
-    print([entry["message"] for entry in browser.get_log("browser")])
-    os._exit(1)
-finally:
-    browser.quit()
+
+
+run(applications)

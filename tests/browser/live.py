@@ -12,41 +12,18 @@ import sys
 import urllib.error
 import urllib.request
 
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
-LIMIT = 60  # seconds that anything may take
+from chromium import browser, find, ok, run, wait
 
 port, agent = sys.argv[1], int(sys.argv[2])
 folder = sys.argv[3] if len(sys.argv) > 3 else None
 base = f"http://127.0.0.1:{port}"
-options = webdriver.ChromeOptions()
-for flag in ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]:
-    options.add_argument(flag)
-options.add_argument("--no-proxy-server")
-options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-browser = webdriver.Chrome(options=options)
-browser.set_page_load_timeout(LIMIT)
-
-
-def wait(what, condition):
-    WebDriverWait(browser, LIMIT, 0.05).until(lambda _: condition(), what)
-
-
-def find(selector):
-    return browser.find_element(By.CSS_SELECTOR, selector)
 
 
 def count(selector):
     return len(browser.find_elements(By.CSS_SELECTOR, selector))
-
-
-def ok(what):
-    complaints = [entry["message"] for entry in browser.get_log("browser")]
-    assert not complaints, f"{what}: {complaints}"
-    print(f"ok    {what}", flush=True)
 
 
 def get(path):
@@ -63,7 +40,7 @@ def picture(name, scheme):
         browser.save_screenshot(os.path.join(folder, name))
 
 
-try:
+def page():
     browser.set_window_size(1180, 980)
     browser.get(base + "/")
     wait("the connection", lambda: count('#connection[data-connected="true"]') == 1)
@@ -111,11 +88,8 @@ try:
     gone = '#agents [data-agent="demo"]:not([data-state="ready"])'
     wait("the agent's end", lambda: count(gone) == 1)
     lost = json.loads(get("/agents"))["lost"]
-    assert [it["id"] for it in lost] == ["demo"], lost
+    assert [it["agent"] for it in lost] == ["demo"], lost
     ok("an agent that is killed is seen to go")
-except Exception as error:
-    print(f"FAIL  {error!r}\n{find('body').text[:3000]}")
-    print([entry["message"] for entry in browser.get_log("browser")])
-    os._exit(1)
-finally:
-    browser.quit()
+
+
+run(page)

@@ -170,7 +170,7 @@ fn a_stopped_agent_is_silent_and_a_killed_one_is_lost(kind: Kind) {
     agent.kill();
     wait_until("it is gone", || state().is_none());
     let lost = get(address, "/agents").json()["lost"].clone();
-    assert_eq!(lost[0]["id"], "shed");
+    assert_eq!(lost[0]["agent"], "shed");
     let again = Process::own(
         "agent",
         &["--broker", &broker.url(), "--config", file.path()],
