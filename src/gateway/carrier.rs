@@ -19,6 +19,7 @@ use crate::http::{Failure, Request, RequestId, Response};
 use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
 use crate::monitor::Monitor;
 use crate::monitor::trace::{Away, Trace};
+use crate::wire::presence::agent_of;
 use crate::wire::reply::AGENT;
 use crate::wire::{JSON, packet_limit};
 
@@ -173,11 +174,7 @@ pub(super) fn call_traced(
     call: Call,
     trace: &mut Trace,
 ) -> std::result::Result<(Reply, Away), Failure> {
-    let asked = call.topic.as_str();
-    let named = asked
-        .strip_prefix("recado/agents/")
-        .and_then(|rest| rest.strip_suffix("/request"));
-    trace.agent = named.map(str::to_owned);
+    trace.agent = agent_of(call.topic.as_str(), "request");
     if carrier.monitor.live.viewers() > 0 {
         trace.topic = Some(call.topic.clone());
         trace.inbox = Some(inbox.topic.clone());
@@ -185,8 +182,8 @@ pub(super) fn call_traced(
     }
     let called = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
     let answers = called.0.message.properties.user(AGENT);
-    if let Some(id) = answers.filter(|id| Id::new(*id).is_ok()) {
-        trace.agent = Some(id.to_owned());
+    if let Some(id) = answers.and_then(|id| Id::new(id).ok()) {
+        trace.agent = Some(id);
     }
     Ok(called)
 }

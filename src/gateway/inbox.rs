@@ -228,12 +228,7 @@ impl Inboxes {
     pub fn receive(&self, publisher: &Publisher, message: Message, known: &Presence) {
         let now = Instant::now();
         let is_awaited = |correlation| self.http.pending.awaits(correlation);
-        if message.properties.user(presence::GOODBYE).is_some() {
-            known.goodbye(&message.topic, now);
-        }
-        if self.streams.take(publisher, &message, is_awaited, now)
-            || known.update(&message.topic, &message.payload, now)
-        {
+        if self.streams.take(publisher, &message, is_awaited, now) || known.take(&message, now) {
             return;
         }
         match self.probe.is_back(&message) {

@@ -12,8 +12,9 @@ use super::seen::Seen;
 use super::table::{Lost, Table, Target};
 use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic};
-use crate::wire::presence::Announcement;
-use crate::wire::stats::{self, Stats};
+use crate::wire::Message;
+use crate::wire::presence::{Announcement, GOODBYE, agent_of};
+use crate::wire::stats::Stats;
 use crate::wire::stream::agent_topic;
 
 /// How often a request goes through to a JSON route whose announced agents have all left: an old
@@ -50,13 +51,6 @@ fn show(table: &mut Table, now: Instant, most: usize) -> Shown {
     }
 }
 
-// Whose presence is published on a topic.
-fn agent_of(topic: &str) -> Option<&str> {
-    let rest = topic.strip_prefix("recado/agents/")?;
-    let id = rest.strip_suffix("/presence")?;
-    Id::new(id).ok().map(|_| id)
-}
-
 /// Who is there, as far as the broker has said.
 #[derive(Default)]
 pub(super) struct Presence {
@@ -66,37 +60,44 @@ pub(super) struct Presence {
 
 impl Presence {
     /// Takes what an agent says of itself, or of its work. Returns whether it was that.
-    pub fn update(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
-        let Some(id) = agent_of(topic) else {
+    pub fn take(&self, message: &Message, now: Instant) -> bool {
+        let (topic, payload) = (&message.topic, &message.payload);
+        // Replies pass here too: so what costs least is looked at first.
+        if payload.is_empty()
+            && let Some(id) = agent_of(topic, "presence")
+            && message.properties.user(GOODBYE).is_some()
+        {
+            lock(&self.table).goodbye(id.as_str(), now);
+        }
+        self.update(topic, payload, now)
+    }
+
+    fn update(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
+        let Some(id) = agent_of(topic, "presence") else {
             return self.update_stats(topic, payload, now);
         };
-        let announced = Announcement::read(payload).filter(|announced| announced.id == id);
+        let announced = Announcement::read(payload).filter(|announced| announced.id == id.as_str());
         let mut table = lock(&self.table);
         match announced {
             // Another agent with this id will say that it is there.
-            Some(announcement) if announcement.leaving => table.forget(id, &announcement.instance),
+            Some(announcement) if announcement.leaving => {
+                table.forget(id.as_str(), &announcement.instance)
+            }
             // Anything that is neither an announcement nor empty is not to be believed.
             None if !payload.is_empty() => {}
-            Some(announcement) => table.remember(id, announcement, now),
-            None => table.left(id, now),
+            Some(announcement) => table.remember(id.as_str(), announcement, now),
+            None => table.left(id.as_str(), now),
         }
         self.changed.notify_all();
         true
     }
 
-    /// The message on this topic says that its agent is going, and did not vanish.
-    pub fn goodbye(&self, topic: &str, now: Instant) {
-        if let Some(id) = agent_of(topic) {
-            lock(&self.table).goodbye(id, now);
-        }
-    }
-
     fn update_stats(&self, topic: &str, payload: &[u8], now: Instant) -> bool {
-        let Some(id) = stats::agent_of(topic) else {
+        let Some(id) = agent_of(topic, "stats") else {
             return false;
         };
         // An empty one asks for them.
-        if let Some(stats) = Stats::read(payload).filter(|stats| stats.id == id) {
+        if let Some(stats) = Stats::read(payload).filter(|stats| stats.id == id.as_str()) {
             lock(&self.table).note_stats(stats, now);
         }
         true

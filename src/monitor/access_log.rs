@@ -135,7 +135,7 @@ impl fmt::Display for Line<'_> {
             exchange.sent,
             Millis(exchange.took),
             self.hop(),
-            trace.agent.as_deref().unwrap_or("-"),
+            trace.agent.as_ref().map_or("-", |id| id.as_str()),
             trace.id,
         )?;
         if let Some(cut) = exchange.cut {

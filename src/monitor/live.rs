@@ -213,7 +213,7 @@ fn asked(method: &str, target: &str, trace: &Trace) -> Value {
         "method": method,
         "target": beginning(target),
         "route": &*trace.route,
-        "agent": trace.agent,
+        "agent": trace.agent.as_ref().map(|id| id.as_str()),
         "time": unix_millis(),
     })
 }

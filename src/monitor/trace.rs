@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::base::millis::Millis;
-use crate::base::topic::Topic;
+use crate::base::topic::{Id, Topic};
 use crate::http::RequestId;
 use crate::wire::{Correlation, Hop};
 
@@ -32,7 +32,7 @@ pub struct Trace {
     /// Who answered.
     pub hop: Hop,
     /// The agent that it went to, if that is known.
-    pub agent: Option<String>,
+    pub agent: Option<Id>,
     /// Where it was published; only while somebody looks, as the next one.
     pub topic: Option<Topic>,
     /// Where its reply was expected.

@@ -87,6 +87,13 @@ pub fn expiry(refresh_s: u64) -> u32 {
     u32::try_from(refresh_s * 5 / 2).unwrap_or(u32::MAX)
 }
 
+/// Which agent a topic of the form `recado/agents/<id>/<level>` belongs to.
+pub fn agent_of(topic: &str, level: &str) -> Option<Id> {
+    let rest = topic.strip_prefix("recado/agents/")?;
+    let id = rest.strip_suffix(level)?.strip_suffix('/')?;
+    Id::new(id).ok()
+}
+
 /// The topic of an agent's presence.
 pub fn topic(id: &Id) -> String {
     format!("recado/agents/{id}/presence")

@@ -116,17 +116,11 @@ pub fn topic(id: &Id) -> Result<Topic, InvalidTopic> {
     Topic::new(format!("recado/agents/{id}/stats"))
 }
 
-/// Whose statistics are published on a topic.
-pub fn agent_of(topic: &str) -> Option<&str> {
-    let rest = topic.strip_prefix("recado/agents/")?;
-    let id = rest.strip_suffix("/stats")?;
-    Id::new(id).ok().map(|_| id)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::presence::agent_of;
     use super::*;
 
     fn upstream(service: &str, accepts: bool, why: &str) -> UpstreamState {
@@ -192,17 +186,24 @@ mod tests {
 
     #[test]
     fn a_topic_names_its_agent() {
-        let topic = topic(&Id::new("shed.1").unwrap()).unwrap();
-        assert_eq!(agent_of(topic.as_str()), Some("shed.1"));
-        for other in ["recado/agents/a/b/stats", "recado/agents//stats", "stats"] {
-            assert_eq!(agent_of(other), None, "{other}");
+        let id = Id::new("shed.1").unwrap();
+        let topic = topic(&id).unwrap();
+        assert_eq!(agent_of(topic.as_str(), "stats"), Some(id));
+        for other in [
+            "recado/agents/a/b/stats",
+            "recado/agents//stats",
+            "recado/agents/stats",
+            "recado/agents/a/xstats",
+            "stats",
+        ] {
+            assert_eq!(agent_of(other, "stats"), None, "{other}");
         }
     }
 
     proptest! {
         #[test]
         fn nothing_panics(payload: Vec<u8>, topic: String) {
-            let _ = (Stats::read(&payload), agent_of(&topic));
+            let _ = (Stats::read(&payload), agent_of(&topic, "stats"));
         }
     }
 }

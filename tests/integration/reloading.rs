@@ -12,6 +12,20 @@ fn ask(address: SocketAddr, path: &str, fields: &str) -> u16 {
     client.read_answer().status
 }
 
+/// A gateway that reads this file.
+fn start(broker: &TestBroker, file: &TempFile) -> Process {
+    let (listen, url) = ("127.0.0.1:0", broker.url());
+    let arguments = [
+        "--listen",
+        listen,
+        "--broker",
+        &url,
+        "--config",
+        file.path(),
+    ];
+    Process::own("api_1", &arguments)
+}
+
 /// Lets a program read its settings again, and waits until it says what came of it.
 fn reload(process: &Process) -> String {
     let before = process.output().matches("SIGHUP: ").count();
@@ -33,15 +47,7 @@ fn a_gateway_goes_on_with_other_settings() {
     let broker = TestBroker::start(Kind::Embedded);
     let tokens = TempFile::new("anna 0123456789abcdef\n");
     let file = TempFile::new("");
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--broker",
-        &broker.url(),
-        "--config",
-        file.path(),
-    ];
-    let gateway = Process::own("api_1", &arguments);
+    let gateway = start(&broker, &file);
     let address = gateway.address();
     wait_until("it is ready", || get(address, "/readyz").status == 200);
     let write = |text: &str| std::fs::write(file.path(), text).unwrap();
@@ -124,15 +130,7 @@ fn a_gateway_goes_on_with_other_settings() {
 fn a_route_that_needs_another_topic_waits_for_a_restart() {
     let broker = TestBroker::start(Kind::Embedded);
     let file = TempFile::new("");
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--broker",
-        &broker.url(),
-        "--config",
-        file.path(),
-    ];
-    let gateway = Process::own("api_1", &arguments);
+    let gateway = start(&broker, &file);
     let address = gateway.address();
     std::fs::write(
         file.path(),
@@ -203,15 +201,7 @@ fn no_request_is_lost_while_settings_are_read_again() {
     let broker = TestBroker::start(Kind::Embedded);
     let backend = start_backend();
     let file = TempFile::new("");
-    let arguments = [
-        "--listen",
-        "127.0.0.1:0",
-        "--broker",
-        &broker.url(),
-        "--config",
-        file.path(),
-    ];
-    let gateway = Process::own("api_1", &arguments);
+    let gateway = start(&broker, &file);
     let upstream = format!("http://{}", backend.address());
     let own = [
         "--broker",

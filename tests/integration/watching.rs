@@ -370,7 +370,7 @@ fn nothing_is_shown_to_who_may_not_ask() {
 }
 
 #[test]
-fn an_agent_without_statistics_is_never_silent() {
+fn an_agent_without_statistics_is_there_without_figures() {
     let broker = TestBroker::start(Kind::Embedded);
     let gateway = start_gateway(&broker);
     let backend = start_backend();
