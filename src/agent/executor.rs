@@ -13,7 +13,6 @@ use super::outcome::{Asked, Executed};
 use super::settings::{AgentSettings, HttpMode, ServiceMode};
 use super::upload::{NotExchanged, Upload};
 use crate::base::error::Result;
-use crate::base::logging::excerpt;
 use crate::http::{Body, Failure, Request, RequestId, Response, X_REQUEST_ID};
 use crate::upstream::{Upstream, UpstreamError, UpstreamLimits};
 use crate::wire::http::read_request;
@@ -105,13 +104,11 @@ impl Executor {
         let answer = self.call(job, request, left).map_err(failed)?;
         let body = add_received(answer.body().as_bytes(), payload)
             .map_err(|bad| failed(not_json(&answer, &bad.to_string())))?;
-        let asked = asked(excerpt(payload).to_string());
-        let answered = excerpt(&body).to_string();
         let mut response = Response::new(body.into());
         *response.status_mut() = answer.status();
         Ok(Executed {
-            asked,
-            answered,
+            asked: asked(String::new()),
+            question: Some(payload.clone()),
             response,
         })
     }
@@ -165,13 +162,9 @@ impl Executor {
         if mode.rewrite {
             outward(&mut response, &service.upstream.url, mode, host.as_ref());
         }
-        let answered = match response.body().stream() {
-            None => format!("{} bytes", response.body().len()),
-            Some(_) => "a stream".to_owned(),
-        };
         Ok(Executed {
             asked,
-            answered,
+            question: None,
             response,
         })
     }

@@ -1,6 +1,9 @@
 //! How a request ended.
 
+use std::fmt;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::base::logging::excerpt;
 use crate::base::millis::millis;
@@ -59,11 +62,26 @@ pub(super) struct Asked {
     pub id: String,
 }
 
-/// An answer, and what the log calls it.
+/// An answer, and what the log calls it: in JSON mode what was asked, and what was answered. It is put into
+/// words only where they are shown.
 pub(super) struct Executed {
     pub asked: Asked,
-    pub answered: String,
+    pub question: Option<Bytes>,
     pub response: Response,
+}
+
+impl fmt::Display for Executed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (words, body) = (self.asked.words.as_bytes(), self.response.body());
+        match (&self.question, body.stream()) {
+            (Some(question), _) => {
+                let answer = excerpt(body.as_bytes());
+                write!(f, "{} -> response: {answer}", excerpt(question))
+            }
+            (None, None) => write!(f, "{} -> response: {} bytes", excerpt(words), body.len()),
+            (None, Some(_)) => write!(f, "{} -> response: a stream", excerpt(words)),
+        }
+    }
 }
 
 /// Writes the line of a request that was executed, well or not.
@@ -71,13 +89,11 @@ pub(super) fn log_end(executed: &Result<Executed, (Asked, Failure)>, spent: Spen
     let (queue, upstream) = (millis(spent.queue), millis(spent.upstream));
     match executed {
         Ok(executed) => {
-            let (asked, id) = (&executed.asked.words, executed.asked.id.as_str());
+            let id = executed.asked.id.as_str();
             let status = executed.response.status().as_u16();
             log::info!(
                 request_id = id, status, queue_ms = queue, upstream_ms = upstream;
-                "request: {} -> response: {} ({id}, {status}, queue={queue} upstream={upstream})",
-                excerpt(asked.as_bytes()),
-                executed.answered
+                "request: {executed} ({id}, {status}, queue={queue} upstream={upstream})"
             );
         }
         Err((asked, failure)) => {
