@@ -194,8 +194,10 @@ impl Gate {
 
     /// Who sends it: behind a trusted proxy, whom that names.
     pub fn address(&self, headers: &HeaderMap, peer: SocketAddr) -> IpAddr {
+        if !self.trusts(peer) {
+            return peer.ip();
+        }
         let named = headers.get_all("x-forwarded-for").iter().next_back();
-        let named = named.filter(|_| self.trusts(peer));
         let last =
             named.and_then(|list| list.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
         last.unwrap_or(peer.ip())
