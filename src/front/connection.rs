@@ -155,6 +155,7 @@ impl<'a> Connection<'a> {
     }
 
     fn refuse(&mut self, bad: BadRequest) -> Ending {
+        self.reading.share.clear();
         let response = Problem::from(Failure::from(bad)).response(&RequestId::random());
         let method = match self.reading.is_head {
             true => Method::HEAD,

@@ -104,7 +104,8 @@ impl Incoming {
         let _ = self.stream.shutdown(Shutdown::Write);
         let _ = self.stream.set_read_timeout(Some(DRAIN_PAUSE));
         let until = Instant::now() + DRAIN;
-        let mut scrap = vec![0; 64 * 1024];
+        // Small, since hundreds of clients may be sent away at once.
+        let mut scrap = [0; 4096];
         while Instant::now() < until && matches!((&*self.stream).read(&mut scrap), Ok(1..)) {}
     }
 

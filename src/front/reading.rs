@@ -267,12 +267,15 @@ impl<'a> Reading<'a> {
         }
         let mut afforded = 0;
         while body.len() < length {
-            // Memory follows what really comes, not what was announced.
-            let next = (body.len() / 2).clamp(READ_BYTES, 32 * READ_BYTES);
-            let next = next.min(length - body.len());
-            let wanted = body.len() + next;
-            self.afford(wanted.saturating_sub(afforded))?;
-            afforded = wanted.max(afforded);
+            // Memory follows what really comes, not what was announced; and in few steps, since each
+            // leaves a hole of the size before it.
+            if body.len() >= afforded {
+                let wanted = length.min(4 * body.len().max(READ_BYTES));
+                self.afford(wanted - afforded)?;
+                afforded = wanted;
+                body.reserve_exact(wanted - body.len());
+            }
+            let next = (afforded - body.len()).min(32 * READ_BYTES);
             let left = time_left(deadline)?;
             used(self.append(&mut body, next, left))?;
         }
