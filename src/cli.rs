@@ -13,6 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::base::version;
 use crate::front::FrontKind;
+use crate::link::BrokerMode;
 
 macro_rules! log_variables {
     () => {
@@ -28,8 +29,13 @@ macro_rules! login_variables {
         "
   RECADO_MQTT_USERNAME, RECADO_MQTT_PASSWORD, RECADO_MQTT_PASSWORD_FILE
               Who this program is to the broker
-  RECADO_TLS_CA_FILE, RECADO_TLS_CERTIFICATE_FILE, RECADO_TLS_KEY_FILE
-              The certificates for mqtts://"
+  RECADO_TLS_CA_FILE, RECADO_TLS_CERTIFICATE_FILE, RECADO_TLS_KEY_FILE, RECADO_TLS_ALPN
+              The certificates, and the protocols to offer, for mqtts:// and wss://
+  RECADO_WEBSOCKET_HEADERS_FILE
+              Fields for the request for ws:// and wss://, a `Name: value` in each line
+  RECADO_PROXY
+              An HTTP proxy on the way to the broker: its URL, or environment for the usual
+              variables, https_proxy, all_proxy and no_proxy"
     };
 }
 
@@ -64,14 +70,24 @@ pub struct Api1 {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    /// The MQTT broker; several with commas, or the flag again [default: mqtt://127.0.0.1:1883]
     #[arg(
         long,
         value_name = "URL",
         env = "RECADO_BROKER",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub broker: Vec<String>,
+    /// What several brokers are for: one at a time, or all at once [default: failover]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        env = "RECADO_BROKER_MODE",
         hide_env_values = true
     )]
-    pub broker: Option<String>,
+    pub broker_mode: Option<BrokerMode>,
     /// Listen for HTTP on this address; port 0 takes a free one [default: 127.0.0.1:5000]
     #[arg(
         long,
@@ -110,14 +126,24 @@ pub struct Agent {
     /// Read settings from this TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    /// The MQTT broker; several with commas, or the flag again [default: mqtt://127.0.0.1:1883]
     #[arg(
         long,
         value_name = "URL",
         env = "RECADO_BROKER",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub broker: Vec<String>,
+    /// What several brokers are for: one at a time, or all at once [default: failover]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODE",
+        env = "RECADO_BROKER_MODE",
         hide_env_values = true
     )]
-    pub broker: Option<String>,
+    pub broker_mode: Option<BrokerMode>,
     /// The HTTP service to call [default: http://127.0.0.1:5001]
     #[arg(
         long,
@@ -145,14 +171,15 @@ pub struct Agent {
 #[derive(Debug, Parser)]
 #[command(name = "client_a", version = version::WHOLE, after_help = LOG_AND_LOGIN)]
 pub struct ClientA {
-    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    /// The MQTT broker; several with commas, or the flag again [default: mqtt://127.0.0.1:1883]
     #[arg(
         long,
         value_name = "URL",
         env = "RECADO_BROKER",
-        hide_env_values = true
+        hide_env_values = true,
+        value_delimiter = ','
     )]
-    pub broker: Option<String>,
+    pub broker: Vec<String>,
     /// The topic filter to subscribe to; + and # are wildcards
     #[arg(long, value_name = "FILTER", default_value = "my/topic", value_parser = |text: &str| TopicFilter::new(text))]
     pub topic: TopicFilter,
@@ -172,14 +199,15 @@ pub struct ClientA {
 #[derive(Debug, Parser)]
 #[command(name = "client_b", version = version::WHOLE, after_help = LOG_AND_LOGIN)]
 pub struct ClientB {
-    /// The MQTT broker [default: mqtt://127.0.0.1:1883]
+    /// The MQTT broker; several with commas, or the flag again [default: mqtt://127.0.0.1:1883]
     #[arg(
         long,
         value_name = "URL",
         env = "RECADO_BROKER",
-        hide_env_values = true
+        hide_env_values = true,
+        value_delimiter = ','
     )]
-    pub broker: Option<String>,
+    pub broker: Vec<String>,
     /// The topic to publish to
     #[arg(long, default_value = "my/topic", value_parser = |text: &str| Topic::new(text))]
     pub topic: Topic,

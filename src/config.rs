@@ -13,4 +13,4 @@ mod show;
 mod source;
 mod values;
 
-pub use load::{agent, broker_url, gateway, listen_address};
+pub use load::{agent, broker_urls, gateway, listen_address};

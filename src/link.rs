@@ -1,6 +1,7 @@
 //! The connection to the broker. Nothing outside this room names `rumqttc`.
 
 mod address;
+mod brokers;
 mod connection;
 mod convert;
 mod driver;
@@ -10,17 +11,24 @@ mod limits;
 mod memory;
 mod outbox;
 mod outlet;
+mod proxy;
 mod publish;
 mod session;
 mod tls;
+mod transport;
 mod url;
+mod websocket;
 
 #[cfg(test)]
 pub(crate) use memory::Memory;
 
-pub use connection::{Link, check_tls};
+pub(crate) use brokers::list;
+pub use brokers::{BrokerMode, Brokers};
+pub use connection::{Link, check};
+pub use proxy::ProxyUrl;
 pub use publish::{
     Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, Pieces, Publish, PublishError,
     Publisher, Subscription,
 };
-pub use url::{BrokerUrl, TlsFiles};
+pub use url::{BrokerUrl, Scheme, TlsFiles};
+pub use websocket::WebsocketHeaders;

@@ -22,7 +22,7 @@ use crate::base::pool::Pool;
 use crate::base::threads::{StopSignal, lock};
 use crate::base::topic::Id;
 use crate::http::Failure;
-use crate::link::{BrokerUrl, Publisher};
+use crate::link::{Brokers, Publisher};
 use crate::stream::Streams;
 use crate::wire::Message;
 use crate::wire::deadline::Sent;
@@ -87,9 +87,9 @@ impl Intake {
         Ok(fixed)
     }
 
-    /// The broker, and who this agent is there.
-    pub fn broker(&self) -> BrokerUrl {
-        self.executor().settings().broker.clone()
+    /// The brokers, and who this agent is there.
+    pub fn brokers(&self) -> Brokers {
+        self.executor().settings().brokers.clone()
     }
 
     /// What is counted.

@@ -16,8 +16,9 @@ use crate::base::error::{Error, Result};
 use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, StopSignal, StopTrigger};
 use crate::base::topic::{Id, Topic, TopicFilter};
+use crate::link;
 use crate::link::{
-    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, check_tls,
+    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription,
 };
 use crate::stream::Streams;
 use crate::wire::stream::agent_topic;
@@ -125,7 +126,7 @@ impl Agent {
     /// TLS can't be used ([`Error::Tls`](crate::base::error::Error::Tls)).
     pub fn check(settings: &AgentSettings) -> Result<()> {
         Executor::new(settings.clone())?;
-        check_tls(&settings.broker)
+        link::check(&settings.brokers)
     }
 
     /// Whether it is connected, subscribed and announced, so that gateways find it; if not, why.
@@ -147,10 +148,11 @@ impl Agent {
     ///
     /// Errors: as [`Agent::check`]; then nothing has changed.
     pub fn reload(&self, wished: AgentSettings) -> Result<Vec<String>> {
-        check_tls(&wished.broker)?;
+        link::check(&wished.brokers)?;
         warn_of_strangers(&wished);
         let fixed = self.intake.reload(wished)?;
-        self.link.set_broker(self.intake.broker());
+        self.link.set_brokers(self.intake.brokers().urls().to_vec());
+        self.link.return_to_first();
         Ok(fixed)
     }
 
@@ -341,7 +343,7 @@ fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions 
         });
     }
     LinkOptions {
-        broker: settings.broker.clone(),
+        brokers: settings.brokers.urls().to_vec(),
         // Two agents may have the same id by mistake; with the same client id they would throw
         // each other out for ever.
         client_id: format!("recado-agent-{}-{}", settings.id, Id::random()),

@@ -6,7 +6,7 @@ use http::{HeaderValue, Method};
 use log::LevelFilter;
 
 use crate::base::topic::{Id, Topic};
-use crate::link::BrokerUrl;
+use crate::link::Brokers;
 use crate::stream::StreamLimits;
 use crate::upstream::UpstreamSettings;
 use crate::wire::whole_bytes;
@@ -16,8 +16,8 @@ use crate::wire::whole_bytes;
 pub struct AgentSettings {
     /// Which log lines are shown.
     pub log: LevelFilter,
-    /// The broker.
-    pub broker: BrokerUrl,
+    /// The brokers.
+    pub brokers: Brokers,
     /// This agent's id.
     pub id: Id,
     /// The interval between MQTT pings.
@@ -46,7 +46,7 @@ impl AgentSettings {
     /// What of other settings a running agent can go on with, and the keys of what it can't: these keep
     /// their values.
     pub(super) fn reloaded(&self, wished: AgentSettings) -> (AgentSettings, Vec<String>) {
-        let is_same_place = self.broker.is_same_place(&wished.broker);
+        let is_same_place = self.brokers.are_same_places(&wished.brokers);
         // Each has a subscription and workers of its own.
         let (own, services) = (&self.services, &wished.services);
         let are_same = own.len() == services.len()
@@ -88,9 +88,9 @@ impl AgentSettings {
         let fixed = changed.map(|(key, _)| (*key).to_owned()).collect();
         let next = AgentSettings {
             log: wished.log,
-            broker: match is_same_place {
-                true => wished.broker,
-                false => self.broker.clone(),
+            brokers: match is_same_place {
+                true => wished.brokers,
+                false => self.brokers.clone(),
             },
             max_timeout: wished.max_timeout,
             reply_prefixes: wished.reply_prefixes,
@@ -261,7 +261,10 @@ impl AgentSettings {
         let http = ServiceMode::Http(HttpMode::default());
         AgentSettings {
             log: LevelFilter::Info,
-            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            brokers: "mqtt://127.0.0.1"
+                .parse::<crate::link::BrokerUrl>()
+                .unwrap()
+                .into(),
             id: Id::new("shed").unwrap(),
             keep_alive: Duration::from_secs(10),
             max_timeout: Duration::from_secs(30),

@@ -25,3 +25,23 @@ pub(crate) fn host_and_port(authority: &str) -> Option<(&str, Option<u16>)> {
         }
     }
 }
+
+/// What is read of a user's name and password.
+type Login = Option<(String, String)>;
+
+/// User name and password, percent-encoded, and what follows them.
+///
+/// Errors: they are not UTF-8.
+pub(crate) fn login_of(authority: &str) -> Result<(Login, &str), String> {
+    let Some((userinfo, authority)) = authority.rsplit_once('@') else {
+        return Ok((None, authority));
+    };
+    let (username, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+    let decode = |text: &str| {
+        let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
+        decoded
+            .map(|text| text.into_owned())
+            .map_err(|_| "user and password must be UTF-8".to_owned())
+    };
+    Ok((Some((decode(username)?, decode(password)?)), authority))
+}

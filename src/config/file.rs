@@ -9,15 +9,17 @@ use toml::Spanned;
 
 use super::access::{AccessName, RawAccess, admission};
 use super::host::Host;
+use super::login::Websocket;
 use super::service::{Direct, PartService};
 use super::values::{
-    BodyBytes, BufferedBytes, Count, EveryMs, IdleMs, InlineBytes, KeepAliveS, ListenAddress,
-    LogLevel, MethodName, Streams, Template, TimeoutMs, WindowBytes, Within, apart, apart_if_any,
+    BodyBytes, BrokerList, BufferedBytes, Count, EveryMs, IdleMs, InlineBytes, KeepAliveS,
+    ListenAddress, LogLevel, MethodName, ProxySetting, Streams, Template, TimeoutMs, WindowBytes,
+    Within, apart, apart_if_any,
 };
 use crate::base::topic::{Id, Topic};
 use crate::front::{FrontKind, HttpLimits};
 use crate::gateway::{DEFAULT_TIMEOUT, Mode};
-use crate::link::{BrokerUrl, TlsFiles};
+use crate::link::{BrokerMode, TlsFiles};
 use crate::stream::StreamLimits;
 use crate::upstream::UpstreamUrl;
 use crate::wire::Qos;
@@ -26,11 +28,14 @@ use crate::wire::Qos;
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Gateway {
-    pub broker: Option<BrokerUrl>,
+    pub broker: Option<BrokerList>,
+    pub brokers: BrokersPart,
     pub log: Option<LogLevel>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,
+    pub proxy: Option<ProxySetting>,
+    pub websocket: Websocket,
     pub listen: Option<ListenAddress>,
     pub id: Option<Id>,
     pub front: Option<FrontKind>,
@@ -43,6 +48,13 @@ pub(super) struct Gateway {
     pub host: Option<Vec<Host>>,
     pub strict_hosts: Option<bool>,
     pub via: Option<bool>,
+}
+
+/// What several brokers are for.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BrokersPart {
+    pub mode: Option<BrokerMode>,
 }
 
 #[derive(Deserialize, Default)]
@@ -217,11 +229,14 @@ impl TryFrom<RawRoute> for Route {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Agent {
-    pub broker: Option<BrokerUrl>,
+    pub broker: Option<BrokerList>,
+    pub brokers: BrokersPart,
     pub log: Option<LogLevel>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,
+    pub proxy: Option<ProxySetting>,
+    pub websocket: Websocket,
     pub upstream: Option<UpstreamUrl>,
     pub upstream_ca_file: Option<PathBuf>,
     pub upstream_verify: Option<bool>,

@@ -8,10 +8,11 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::access::read_users;
+use super::file::BrokersPart;
 use super::host::Host;
 use super::login::Login;
 use super::service::{self, PartService};
-use super::values::{LogLevel, Within, resolve};
+use super::values::{BrokerList, LogLevel, Within, resolve};
 use super::{file, source};
 use crate::agent::{AgentSettings, Service};
 use crate::base::error::{Error, Result};
@@ -21,7 +22,7 @@ use crate::cli;
 use crate::gateway::{
     self, Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Names, Route,
 };
-use crate::link::BrokerUrl;
+use crate::link::{BrokerMode, BrokerUrl, Brokers};
 use crate::upstream::UpstreamSettings;
 
 const DEFAULT_BROKER: &str = "mqtt://127.0.0.1:1883";
@@ -31,24 +32,32 @@ const DEFAULT_PRESENCE_REFRESH: Duration = Duration::from_secs(20);
 const DEFAULT_STATS: Option<Duration> = Some(Duration::from_secs(10));
 const DEFAULT_CHECK: Option<Duration> = Some(Duration::from_secs(10));
 
-/// Reads the broker's URL from a flag or its variable, and credentials from theirs.
+/// Reads the brokers' URLs from flags or their variable, and credentials from theirs.
 ///
-/// Errors: it is no such URL ([`Error::Usage`]); its text, which may hold a password, is not
+/// Errors: one is no such URL ([`Error::Usage`]); its text, which may hold a password, is not
 /// repeated.
-pub fn broker_url(flag: Option<&str>) -> Result<BrokerUrl> {
-    broker_with(flag, Login::default())
+pub fn broker_urls(flags: &[String]) -> Result<Vec<BrokerUrl>> {
+    urls_with(flags, Login::default())
 }
 
-fn broker_with(flag: Option<&str>, mut login: Login) -> Result<BrokerUrl> {
+fn urls_with(flags: &[String], mut login: Login) -> Result<Vec<BrokerUrl>> {
     // A flag that says who we are beats the file.
-    if flag.is_some_and(|flag| flag.contains('@')) {
+    if flags.iter().any(|flag| flag.contains('@')) {
         login.username = None;
         login.password_file = None;
     }
-    flag.unwrap_or(DEFAULT_BROKER)
-        .parse::<BrokerUrl>()
-        .map_err(|reason| Error::Usage(format!("--broker or RECADO_BROKER: {reason}")))
-        .and_then(|url| login.complete(url))
+    let parsed = |text: &str| {
+        let url = text.parse::<BrokerUrl>();
+        url.map_err(|reason| Error::Usage(format!("--broker or RECADO_BROKER: {reason}")))
+    };
+    let urls = match flags {
+        [] => vec![parsed(DEFAULT_BROKER)?],
+        flags => flags
+            .iter()
+            .map(|flag| parsed(flag))
+            .collect::<Result<_>>()?,
+    };
+    login.complete(urls)
 }
 
 /// Reads an address to listen on: `127.0.0.1:5000`, `localhost:5000`, `[::1]:0`.
@@ -62,15 +71,18 @@ pub fn listen_address(text: &str) -> Result<SocketAddr> {
     })
 }
 
-pub(super) fn broker(
-    flag: Option<&str>,
-    file: Option<BrokerUrl>,
+// The brokers of the flags, else those of the file, and what they are for.
+fn brokers(
+    flags: (&[String], Option<BrokerMode>),
+    file: (Option<BrokerList>, BrokersPart),
     login: Login,
-) -> Result<BrokerUrl> {
-    match (flag, file) {
-        (None, Some(url)) => login.complete(url),
-        (flag, _) => broker_with(flag, login),
-    }
+) -> Result<Brokers> {
+    let urls = match (flags.0, file.0) {
+        ([], Some(list)) => login.complete(list.0)?,
+        (flags, _) => urls_with(flags, login)?,
+    };
+    let mode = flags.1.or(file.1.mode).unwrap_or_default();
+    Brokers::new(urls, mode).map_err(|why| Error::Usage(format!("broker: {why}")))
 }
 
 // Which log lines are shown: what the environment says beats the file.
@@ -153,11 +165,21 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
             routes.into_iter().map(whole).collect::<Result<_>>()?
         }
     };
-    let login = Login::new(file.username, file.password_file, file.tls);
+    let login = Login {
+        username: file.username,
+        password_file: file.password_file,
+        tls: file.tls,
+        proxy: file.proxy,
+        websocket: file.websocket,
+    };
     Ok(GatewaySettings {
         log: log_level(file.log)?,
         access,
-        broker: broker(flags.broker.as_deref(), file.broker, login)?,
+        brokers: brokers(
+            (&flags.broker, flags.broker_mode),
+            (file.broker, file.brokers),
+            login,
+        )?,
         listen,
         id: file.id,
         front: flags.front.or(file.front).unwrap_or_default(),
@@ -275,10 +297,20 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
         .map(|part| part.service(&defaults))
         .chain(file.direct.service(&id, &defaults))
         .collect();
-    let login = Login::new(file.username, file.password_file, file.tls);
+    let login = Login {
+        username: file.username,
+        password_file: file.password_file,
+        tls: file.tls,
+        proxy: file.proxy,
+        websocket: file.websocket,
+    };
     Ok(AgentSettings {
         log: log_level(file.log)?,
-        broker: broker(flags.broker.as_deref(), file.broker, login)?,
+        brokers: brokers(
+            (&flags.broker, flags.broker_mode),
+            (file.broker, file.brokers),
+            login,
+        )?,
         id,
         keep_alive: file
             .keep_alive_s
@@ -314,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_bad_url_is_not_repeated() {
-        let error = broker_url(Some("me:hush@host")).unwrap_err();
+        let error = broker_urls(&["me:hush@host".into()]).unwrap_err();
         assert!(!error.to_string().contains("hush"), "{error}");
     }
 }

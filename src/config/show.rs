@@ -7,15 +7,47 @@ use log::LevelFilter;
 
 use crate::agent::{AgentSettings, HostHeader, HttpMode, ServiceMode};
 use crate::gateway::{Admission, GatewaySettings, Mode, Route, Users};
-use crate::link::{BrokerUrl, TlsFiles};
+use crate::link::{Brokers, TlsFiles};
 use crate::stream::StreamLimits;
 
 fn write_log(f: &mut fmt::Formatter<'_>, level: LevelFilter) -> fmt::Result {
     writeln!(f, "log = \"{}\"", level.as_str().to_lowercase())
 }
 
-fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
-    let files = broker.tls_files();
+fn write_brokers(f: &mut fmt::Formatter<'_>, brokers: &Brokers) -> fmt::Result {
+    match brokers.urls() {
+        [only] => writeln!(f, "broker = \"{only}\"")?,
+        several => {
+            let list: Vec<String> = several.iter().map(ToString::to_string).collect();
+            writeln!(f, "broker = {list:?}")?;
+        }
+    }
+    // Of each what is used: the environment may say that some need none.
+    for url in brokers.urls() {
+        if let Some(proxy) = url.proxy() {
+            return writeln!(f, "proxy = \"{proxy}\"");
+        }
+    }
+    Ok(())
+}
+
+// The tables that say how brokers are reached.
+fn write_ways(f: &mut fmt::Formatter<'_>, brokers: &Brokers) -> fmt::Result {
+    if brokers.urls().len() > 1 {
+        writeln!(f, "\n[brokers]\nmode = \"{}\"", brokers.mode())?;
+    }
+    let urls = brokers.urls();
+    let with_headers = urls.iter().find_map(|url| url.websocket_headers().file());
+    if let Some(file) = with_headers {
+        writeln!(f, "\n[websocket]\nheaders_file = {file:?}")?;
+    }
+    match urls.iter().find(|url| url.is_tls()) {
+        Some(url) => write_tls(f, url.tls_files()),
+        None => Ok(()),
+    }
+}
+
+fn write_tls(f: &mut fmt::Formatter<'_>, files: &TlsFiles) -> fmt::Result {
     if *files == TlsFiles::default() {
         return Ok(());
     }
@@ -29,7 +61,10 @@ fn write_tls(f: &mut fmt::Formatter<'_>, broker: &BrokerUrl) -> fmt::Result {
             writeln!(f, "{key} = {file:?}")?;
         }
     }
-    Ok(())
+    match files.alpn.is_empty() {
+        true => Ok(()),
+        false => writeln!(f, "alpn = {:?}", files.alpn),
+    }
 }
 
 fn write_streams(f: &mut fmt::Formatter<'_>, limits: &StreamLimits) -> fmt::Result {
@@ -43,7 +78,7 @@ fn write_streams(f: &mut fmt::Formatter<'_>, limits: &StreamLimits) -> fmt::Resu
 impl fmt::Display for GatewaySettings {
     /// As a configuration file, secrets masked: what `--check` prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "broker = \"{}\"", self.broker)?;
+        write_brokers(f, &self.brokers)?;
         write_log(f, self.log)?;
         writeln!(f, "listen = \"{}\"", self.listen)?;
         match &self.id {
@@ -65,7 +100,7 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "head_timeout_ms = {}", http.head_timeout.as_millis())?;
         writeln!(f, "body_timeout_ms = {}", http.body_timeout.as_millis())?;
         writeln!(f, "idle_timeout_ms = {}", http.idle_timeout.as_millis())?;
-        write_tls(f, &self.broker)?;
+        write_ways(f, &self.brokers)?;
         writeln!(f, "\n[access]")?;
         let access = &self.access;
         if let Some(file) = &access.tokens_file {
@@ -155,7 +190,7 @@ fn write_call(f: &mut fmt::Formatter<'_>, route: &Route) -> fmt::Result {
 impl fmt::Display for AgentSettings {
     /// As a configuration file, secrets masked: what `--check` prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "broker = \"{}\"", self.broker)?;
+        write_brokers(f, &self.brokers)?;
         write_log(f, self.log)?;
         writeln!(f, "id = \"{}\"", self.id)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
@@ -172,7 +207,7 @@ impl fmt::Display for AgentSettings {
             writeln!(f, "{key} = {}", every.unwrap_or_default().as_millis())?;
         }
         writeln!(f, "reply_prefixes = {:?}", self.reply_prefixes)?;
-        write_tls(f, &self.broker)?;
+        write_ways(f, &self.brokers)?;
         for service in &self.services {
             match &service.name {
                 Some(name) => writeln!(f, "\n[[service]]\nname = \"{name}\"")?,

@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use crate::base::topic::InvalidTopic;
 use crate::gateway::TopicTemplate;
+use crate::link::{BrokerUrl, ProxyUrl};
 
 /// A whole number of a file within bounds, so that the file's own error names the place.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +107,82 @@ impl<'de> Deserialize<'de> for EveryMs {
                 &"0 or a whole number from 500 to 3600000",
             )),
             _ => Ok(EveryMs(Some(read.millis()))),
+        }
+    }
+}
+
+/// One broker's URL, or a list of them.
+pub(super) struct BrokerList(pub Vec<BrokerUrl>);
+
+impl<'de> Deserialize<'de> for BrokerList {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = BrokerList;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the URL of a broker, or a list of such")
+            }
+
+            fn visit_str<E: serde::de::Error>(
+                self,
+                text: &str,
+            ) -> std::result::Result<BrokerList, E> {
+                // The text is not shown: it may hold a password.
+                let url = text.parse().map_err(E::custom)?;
+                Ok(BrokerList(vec![url]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> std::result::Result<BrokerList, A::Error> {
+                let mut urls = Vec::new();
+                while let Some(url) = list.next_element::<BrokerUrl>()? {
+                    urls.push(url);
+                }
+                Ok(BrokerList(urls))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// The proxy on the way to brokers.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) enum ProxySetting {
+    /// This one, for all.
+    Fixed(ProxyUrl),
+    /// What the usual variables say.
+    Environment,
+}
+
+impl ProxySetting {
+    /// The one on the way to a host, if there is any.
+    ///
+    /// Errors: a variable can't be used; why.
+    pub fn on_the_way_to(&self, host: &str) -> std::result::Result<Option<ProxyUrl>, String> {
+        match self {
+            ProxySetting::Fixed(url) => Ok(Some(url.clone())),
+            ProxySetting::Environment => ProxyUrl::of_environment(host),
+        }
+    }
+}
+
+impl TryFrom<String> for ProxySetting {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<ProxySetting, String> {
+        match text.as_str() {
+            "environment" => Ok(ProxySetting::Environment),
+            url => match url.parse() {
+                Ok(url) => Ok(ProxySetting::Fixed(url)),
+                Err(why) => Err(format!("{why}, or \"environment\"")),
+            },
         }
     }
 }

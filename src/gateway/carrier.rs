@@ -54,7 +54,7 @@ impl Carrier {
         let inboxes = Arc::new(inboxes);
         let presence = Arc::new(Presence::default());
         let options = LinkOptions {
-            broker: settings.broker.clone(),
+            brokers: settings.brokers.urls().to_vec(),
             // A second process with the same client id would throw the first one out.
             client_id: format!("recado-gateway-{}", Id::random()),
             session_expiry: Duration::ZERO,
@@ -98,7 +98,7 @@ impl Carrier {
             via: settings.via,
             whole_bytes: settings.http.whole_bytes(),
             monitor,
-            broker: settings.broker.to_string(),
+            broker: settings.brokers.to_string(),
             started: SystemTime::now(),
         };
         Ok((link, shared))

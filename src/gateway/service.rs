@@ -13,7 +13,7 @@ use crate::base::error::Result;
 use crate::base::threads::{self, lock};
 use crate::front::{Client, Exchange, Front, FrontKind, Handler, Takes, bind, guarded, tiny};
 use crate::http::{Request, Response};
-use crate::link::{Link, check_tls};
+use crate::link::{self, Link};
 use crate::monitor::Monitor;
 use crate::stream::{Streams, Why};
 use crate::wire::stream::agent_at;
@@ -117,7 +117,7 @@ impl Gateway {
     /// ([`Error::Tls`](crate::base::error::Error::Tls)).
     pub fn check(settings: &GatewaySettings) -> Result<()> {
         Router::new(&settings.routes, &settings.names)?;
-        check_tls(&settings.broker)
+        link::check(&settings.brokers)
     }
 
     /// The address it listens on, with the real port.
@@ -154,7 +154,8 @@ impl Gateway {
             fixed.push("[http]".to_owned());
             next.http = settings.http.clone();
         }
-        self.link.set_broker(next.broker.clone());
+        self.link.set_brokers(next.brokers.urls().to_vec());
+        self.link.return_to_first();
         let mut longest = lock(&self.longest);
         *longest = longest.max(next.longest_timeout());
         // Whoever looks may be one who may not any more: the page asks again.

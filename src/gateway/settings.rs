@@ -14,7 +14,7 @@ use super::template::TopicTemplate;
 use super::users::Users;
 use crate::base::topic::{Id, Topic, constant_topic};
 use crate::front::{FrontKind, HttpLimits};
-use crate::link::BrokerUrl;
+use crate::link::Brokers;
 use crate::stream::StreamLimits;
 use crate::wire::Qos;
 
@@ -23,8 +23,8 @@ use crate::wire::Qos;
 pub struct GatewaySettings {
     /// Which log lines are shown.
     pub log: LevelFilter,
-    /// The broker.
-    pub broker: BrokerUrl,
+    /// The brokers.
+    pub brokers: Brokers,
     /// Where to listen for HTTP; port 0 takes a free one.
     pub listen: SocketAddr,
     /// This gateway's id; none: a random one at each start.
@@ -61,7 +61,7 @@ impl GatewaySettings {
     ) -> (GatewaySettings, Vec<String>) {
         let (own, http) = (&self.http, &wished.http);
         let kept = [
-            ("broker", self.broker.is_same_place(&wished.broker)),
+            ("broker", self.brokers.are_same_places(&wished.brokers)),
             ("listen", self.listen == wished.listen),
             ("id", self.id == wished.id),
             ("front", self.front == wished.front),
@@ -92,13 +92,13 @@ impl GatewaySettings {
                 route.path
             )
         }));
-        let broker = match self.broker.is_same_place(&wished.broker) {
-            true => wished.broker,
-            false => self.broker.clone(),
+        let brokers = match self.brokers.are_same_places(&wished.brokers) {
+            true => wished.brokers,
+            false => self.brokers.clone(),
         };
         let next = GatewaySettings {
             log: wished.log,
-            broker,
+            brokers,
             http: HttpLimits {
                 max_body_bytes: own.max_body_bytes,
                 max_buffered_bytes: own.max_buffered_bytes,
@@ -350,7 +350,10 @@ impl GatewaySettings {
     pub(super) fn example() -> GatewaySettings {
         GatewaySettings {
             log: LevelFilter::Info,
-            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            brokers: "mqtt://127.0.0.1"
+                .parse::<crate::link::BrokerUrl>()
+                .unwrap()
+                .into(),
             listen: ([127, 0, 0, 1], 0).into(),
             id: None,
             front: FrontKind::default(),

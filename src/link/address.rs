@@ -6,8 +6,10 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use super::url::{BrokerUrl, Scheme};
 use crate::base::connect::connect;
 use crate::base::threads;
 
@@ -21,23 +23,40 @@ pub(super) enum Choice {
     Address(SocketAddr),
 }
 
-/// Finds the address of `host` that answers. `last` is the one that did the last time.
+/// Finds the address of a broker that answers. `last` is the one that did the last time.
 ///
 /// Errors: it has several, and none answers within `timeout`.
 pub(super) fn choose(
-    host: &str,
-    port: u16,
+    broker: &BrokerUrl,
     last: &mut Option<SocketAddr>,
     timeout: Duration,
 ) -> io::Result<Choice> {
+    let host = broker.host();
     let is_literal = host.starts_with('[') || host.parse::<std::net::IpAddr>().is_ok();
-    if is_literal {
+    // What a proxy connects to is for it to look up.
+    if is_literal || broker.scheme() == Scheme::Unix || broker.proxy().is_some() {
         return Ok(Choice::Name);
     }
-    match look_up(host, port, timeout) {
+    match look_up(host, broker.port(), timeout) {
         Some(addresses) => choose_from(&addresses, last, timeout),
         None => Ok(Choice::Name),
     }
+}
+
+/// Looks whether something listens where a broker should. What is behind a proxy is taken to be there.
+///
+/// Errors: nothing does, or it can't be found out within `timeout`.
+pub(super) fn reach(broker: &BrokerUrl, timeout: Duration) -> io::Result<()> {
+    if broker.scheme() == Scheme::Unix {
+        return UnixStream::connect(broker.path()).map(|_| ());
+    }
+    if broker.proxy().is_some() {
+        return Ok(());
+    }
+    let host = broker.host().trim_matches(['[', ']']);
+    let addresses = look_up(host, broker.port(), timeout);
+    let addresses = addresses.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    connect(&addresses, Instant::now() + timeout).map(|_| ())
 }
 
 // On a thread of its own: a name server that is silent must not keep the mqtt thread from stopping.
@@ -101,11 +120,13 @@ mod tests {
 
     #[test]
     fn an_address_is_not_looked_up() {
-        for literal in ["127.0.0.1", "[::1]"] {
-            let choice = choose(literal, 1, &mut None, Duration::ZERO).unwrap();
+        for literal in ["mqtt://127.0.0.1", "ws://[::1]", "unix:/run/x"] {
+            let broker = literal.parse().unwrap();
+            let choice = choose(&broker, &mut None, Duration::ZERO).unwrap();
             assert_eq!(choice, Choice::Name);
         }
-        let unknown = choose("nowhere.invalid", 1, &mut None, Duration::from_secs(30));
+        let broker = "mqtt://nowhere.invalid".parse().unwrap();
+        let unknown = choose(&broker, &mut None, Duration::from_secs(30));
         assert_eq!(unknown.unwrap(), Choice::Name, "rumqttc shall say so");
     }
 }

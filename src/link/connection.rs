@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use rumqttc::v5::Client;
 
+use super::address;
+use super::brokers::{Brokers, Turns};
 use super::convert::{CONNECT_TIMEOUT, mqtt_options};
 use super::driver::Driver;
 use super::outlet::Outlet;
 use super::publish::{LinkEvent, LinkOptions, Publisher};
 use super::session::{GOODBYE, Wiring};
-use super::tls;
+use super::transport;
 use super::url::BrokerUrl;
 use crate::base::error::Result;
 use crate::base::threads::{self, StopTrigger, lock};
 
+/// How long what is on its way may take before a connection is ended for another one.
+const MOVING: Duration = Duration::from_secs(3);
 /// Longer than the `mqtt` thread waits for anything: an attempt to connect, an event, the next attempt.
 const STANDSTILL: Duration = Duration::from_secs(60);
 
@@ -26,19 +30,18 @@ pub struct Link {
     publisher: Publisher,
     trigger: StopTrigger,
     unsubscribed: Receiver<()>,
-    broker: Arc<Mutex<BrokerUrl>>,
+    turns: Arc<Mutex<Turns>>,
     beat: Arc<Mutex<Instant>>,
     thread: JoinHandle<()>,
 }
 
-/// Looks whether the files that a broker's URL needs for TLS can be used.
+/// Looks whether this program can connect to the brokers as it is told to.
 ///
-/// Errors: they can't ([`Error::Tls`](crate::base::error::Error::Tls)).
-pub fn check_tls(broker: &BrokerUrl) -> Result<()> {
-    match broker.is_tls() {
-        true => tls::transport(broker.tls_files(), None).map(|_| ()),
-        false => Ok(()),
-    }
+/// Errors: the files for TLS can't be used ([`Error::Tls`](crate::base::error::Error::Tls)), or it was built
+/// without what is needed ([`Error::Usage`](crate::base::error::Error::Usage)).
+pub fn check(brokers: &Brokers) -> Result<()> {
+    let mut urls = brokers.urls().iter();
+    urls.try_for_each(|url| transport::options("", url, None).map(|_| ()))
 }
 
 impl Link {
@@ -50,8 +53,10 @@ impl Link {
         on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
     ) -> Result<Link> {
         // Of these the runtime is what is kept: each connection has a client of its own.
-        let (_, connection) = Client::new(mqtt_options(&options, options.will.as_ref(), None)?, 1);
-        let broker = Arc::new(Mutex::new(options.broker.clone()));
+        let first = &options.brokers[0];
+        let own = mqtt_options(&options, first, options.will.as_ref(), None)?;
+        let (_, connection) = Client::new(own, 1);
+        let turns = Arc::new(Mutex::new(Turns::new(options.brokers.clone())));
         let beat = Arc::new(Mutex::new(Instant::now()));
         let outlet = Arc::new(Outlet::new(options));
         let publisher: Publisher = outlet.clone();
@@ -64,7 +69,7 @@ impl Link {
             on_event: Box::new(on_event),
             on_unsubscribed,
             stop,
-            broker: Arc::clone(&broker),
+            turns: Arc::clone(&turns),
             beat: Arc::clone(&beat),
         });
         let thread = threads::spawn("mqtt", 512, move || driver.run())?;
@@ -73,7 +78,7 @@ impl Link {
             publisher,
             trigger,
             unsubscribed,
-            broker,
+            turns,
             beat,
             thread,
         })
@@ -84,9 +89,25 @@ impl Link {
         &self.publisher
     }
 
-    /// Lets the next connection be made as this URL says: with other credentials, or certificates.
-    pub fn set_broker(&self, broker: BrokerUrl) {
-        *lock(&self.broker) = broker;
+    /// Lets the next connection be made as these URLs say: to the same brokers, with other credentials or
+    /// certificates.
+    pub fn set_brokers(&self, brokers: Vec<BrokerUrl>) {
+        lock(&self.turns).replace(brokers);
+    }
+
+    /// Goes back to the first broker, if there is another connection now and that one can be reached.
+    pub fn return_to_first(&self) {
+        let first = {
+            let turns = lock(&self.turns);
+            if turns.turn() == 0 || self.publisher.connected().is_err() {
+                return;
+            }
+            turns.first().clone()
+        };
+        match address::reach(&first, CONNECT_TIMEOUT) {
+            Ok(()) => self.outlet.move_on(Instant::now() + MOVING),
+            Err(error) => log::warn!("not going back to {first}: {error}"),
+        }
     }
 
     /// Whether the thread goes on: it never waits for as long as this without looking.

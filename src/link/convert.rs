@@ -1,6 +1,6 @@
 //! Between this crate's types and rumqttc's.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rumqttc::v5::mqttbytes::QoS;
@@ -9,7 +9,10 @@ use rumqttc::v5::{ConnectionError, MqttOptions, StateError};
 
 use super::limits::{BrokerLimits, INFLIGHT};
 use super::publish::{LinkOptions, PublishError};
+#[cfg(feature = "tls")]
 use super::tls;
+use super::transport;
+use super::url::BrokerUrl;
 use crate::base::error::{Result, chain};
 use crate::wire::{Message, Properties, Qos};
 
@@ -21,16 +24,11 @@ const MAX_STRING: usize = 65_535;
 /// What rumqttc connects with: to the broker's name or, where that is given, to one of its addresses.
 pub(super) fn mqtt_options(
     options: &LinkOptions,
+    broker: &BrokerUrl,
     will: Option<&Message>,
     address: Option<SocketAddr>,
 ) -> Result<MqttOptions> {
-    let broker = &options.broker;
-    let host = match address.map(|address| address.ip()) {
-        None => broker.host().to_owned(),
-        Some(IpAddr::V4(ip)) => ip.to_string(),
-        Some(IpAddr::V6(ip)) => format!("[{ip}]"),
-    };
-    let mut mqtt = MqttOptions::new(options.client_id.as_str(), host, broker.port());
+    let mut mqtt = transport::options(&options.client_id, broker, address)?;
     mqtt.set_keep_alive(options.keep_alive.max(Duration::from_secs(5)))
         .set_clean_start(options.session_expiry.is_zero())
         .set_connection_timeout(CONNECT_TIMEOUT.as_secs())
@@ -58,10 +56,6 @@ pub(super) fn mqtt_options(
     mqtt.set_network_options(network);
     if let Some((username, password)) = broker.credentials() {
         mqtt.set_credentials(username, password);
-    }
-    if broker.is_tls() {
-        let name = address.map(|_| broker.host());
-        mqtt.set_transport(tls::transport(broker.tls_files(), name)?);
     }
     Ok(mqtt)
 }

@@ -1,7 +1,7 @@
 //! The `mqtt` thread: one connection after the other, and how long to wait in between.
 //!
 //! Each connection has a client, a queue and a state of its own, so nothing of one is left for the
-//! next.
+//! next. Where there are several brokers, the next one has its turn as soon as one is lost, and keeps it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,10 +13,12 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, StateError};
 use super::address::{Choice, choose};
 use super::convert::{CONNECT_TIMEOUT, describe, from_publish, mqtt_options};
 use super::greeting::explain;
-use super::publish::{LinkEvent, LinkOptions};
+use super::publish::LinkEvent;
 use super::session::{End, Session, Wiring};
+use super::url::Scheme;
 use crate::base::backoff::Backoff;
 use crate::base::error::Error;
+use crate::base::threads::lock;
 use crate::wire::{Message, Qos};
 
 /// The first delay before connecting again.
@@ -40,9 +42,11 @@ pub(super) struct Driver {
     backoff: Backoff,
     // The broker's address that answered last, where its name has several.
     last_address: Option<SocketAddr>,
-    // The last failure that was logged as a warning, so that a broker that stays away is not
+    // How many brokers were tried in vain since there was a connection that held.
+    tried: usize,
+    // Of each broker, the last failure that was logged as a warning, so that one that stays away is not
     // reported several times a second.
-    last_failure: Option<String>,
+    last_failures: Vec<Option<String>>,
     // See `remember_qos2`.
     unfinished: Option<u16>,
 }
@@ -51,10 +55,11 @@ impl Driver {
     pub(super) fn new(wiring: Wiring) -> Driver {
         Driver {
             will: wiring.options().will.clone(),
+            last_failures: vec![None; wiring.options().brokers.len()],
+            tried: 0,
             wiring,
             backoff: Backoff::new(FIRST_DELAY, LAST_DELAY),
             last_address: None,
-            last_failure: None,
             unfinished: None,
         }
     }
@@ -63,6 +68,10 @@ impl Driver {
         while !self.wiring.stop.is_stopped() {
             self.wiring.beat();
             let (end, lived) = self.connect();
+            if lived.is_some_and(|lived| lived >= SETTLED) {
+                self.backoff.reset();
+                self.tried = 0;
+            }
             let delay = match end {
                 End::Stopped => return,
                 End::GivenUp(reason) => {
@@ -71,16 +80,15 @@ impl Driver {
                     let eventloop = &mut self.wiring.connection.eventloop;
                     eventloop.clean();
                     eventloop.state.events.clear();
-                    log::error!("{reason}; trying again in {} s", LAST_DELAY.as_secs());
+                    let broker = self.wiring.broker();
+                    let delay = self.next_turn().unwrap_or(LAST_DELAY);
+                    let millis = delay.as_millis();
+                    log::error!("{broker}: {reason}; trying again in {millis} ms");
                     self.wiring.tell(LinkEvent::Down(reason));
-                    LAST_DELAY
+                    delay
                 }
-                End::Failed(error) => {
-                    if lived.is_some_and(|lived| lived >= SETTLED) {
-                        self.backoff.reset();
-                    }
-                    self.on_failure(&error, lived.is_some())
-                }
+                End::Failed(error) => self.on_failure(&error, lived.is_some()),
+                End::Moved => self.go_to_first(),
             };
             if self.wiring.stop.sleep(delay) {
                 return;
@@ -95,11 +103,8 @@ impl Driver {
             Err(error) => return (End::Failed(ConnectionError::Io(error)), None),
         };
         // The files of TLS were readable at the start; if they are not now, the old ones still do.
-        let own = LinkOptions {
-            broker: self.wiring.broker(),
-            ..self.wiring.options().clone()
-        };
-        let options = mqtt_options(&own, self.will.as_ref(), address);
+        let broker = self.wiring.broker();
+        let options = mqtt_options(self.wiring.options(), &broker, self.will.as_ref(), address);
         let options = options.unwrap_or_else(|error: Error| {
             log::warn!("{}", error.chain());
             self.wiring.connection.eventloop.options.clone()
@@ -114,7 +119,7 @@ impl Driver {
         let end = session.run();
         let connected = session.connected();
         if connected.is_some() {
-            self.last_failure = None;
+            self.last_failures.fill(None);
         }
         (end, connected.map(|since| since.elapsed()))
     }
@@ -122,8 +127,8 @@ impl Driver {
     // The broker's address that answers, where it matters which one it is.
     fn choose_address(&mut self) -> std::io::Result<Option<SocketAddr>> {
         let broker = self.wiring.broker();
-        let (host, port) = (broker.host().to_owned(), broker.port());
-        match choose(&host, port, &mut self.last_address, CONNECT_TIMEOUT)? {
+        let host = broker.host();
+        match choose(&broker, &mut self.last_address, CONNECT_TIMEOUT)? {
             Choice::Name => Ok(None),
             Choice::Address(address) => {
                 log::debug!("{host} has several addresses, {} answers", address.ip());
@@ -139,7 +144,8 @@ impl Driver {
         let mut reason = describe(error);
         if let ConnectionError::MqttState(_) = error
             && !was_connected
-            && !broker.is_tls()
+            && broker.scheme() == Scheme::Mqtt
+            && broker.proxy().is_none()
         {
             reason = explain(broker.host(), broker.port())
                 .unwrap_or_else(|| format!("{reason}; is that an MQTT port, and one without TLS?"));
@@ -158,21 +164,44 @@ impl Driver {
             ConnectionError::ConnectionRefused(code) => self.adapt_will(*code),
             _ => {}
         }
+        let turn = lock(&self.wiring.turns).turn();
+        let last_failure = &mut self.last_failures[turn];
         if was_ready {
             log::warn!("broker lost: {reason}");
-        } else if self.last_failure.as_ref() != Some(&reason) {
+        } else if last_failure.as_ref() != Some(&reason) {
             log::warn!("no connection to {broker}: {reason}; trying again");
         } else {
             log::debug!("no connection to {broker}: {reason}");
         }
-        self.last_failure = Some(reason.clone());
+        *last_failure = Some(reason.clone());
         self.wiring.tell(LinkEvent::Down(reason));
-        let random = getrandom::u32().unwrap_or_default();
-        let delay = self.backoff.next_delay(random);
-        match is_networks(error) {
-            true => delay.min(LAST_DELAY_NETWORK),
-            false => delay,
-        }
+        self.next_turn().unwrap_or_else(|| {
+            let random = getrandom::u32().unwrap_or_default();
+            let delay = self.backoff.next_delay(random);
+            match is_networks(error) {
+                true => delay.min(LAST_DELAY_NETWORK),
+                false => delay,
+            }
+        })
+    }
+
+    // It is the next broker's turn. Unless all were tried in vain, it is tried soon: in a moment, so that
+    // not all programs come at once.
+    fn next_turn(&mut self) -> Option<Duration> {
+        let mut turns = lock(&self.wiring.turns);
+        turns.take_next();
+        self.tried = (self.tried + 1) % turns.count();
+        let random = f64::from(getrandom::u32().unwrap_or_default());
+        (self.tried > 0).then(|| FIRST_DELAY.mul_f64(random / f64::from(u32::MAX)))
+    }
+
+    fn go_to_first(&mut self) -> Duration {
+        let reason = "going back to the first broker";
+        log::info!("{reason}");
+        self.wiring.outlet.close(reason);
+        self.wiring.tell(LinkEvent::Down(reason.into()));
+        lock(&self.wiring.turns).take_first();
+        Duration::ZERO
     }
 
     // A broker says in its CONNACK what it does not support, and refuses a CONNECT whose will
@@ -203,6 +232,8 @@ impl Driver {
 fn is_networks(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::Io(_) | ConnectionError::Timeout(_) => true,
+        #[cfg(feature = "proxy")]
+        ConnectionError::Proxy(_) => true,
         // A handshake that was cut; one that failed was the broker's answer.
         #[cfg(feature = "tls")]
         ConnectionError::Tls(rumqttc::TlsError::Io(_)) => true,

@@ -21,6 +21,8 @@ pub(super) struct Outlet {
     moved: Condvar,
     // Set once the owner wants no more messages: a new connection then subscribes to nothing.
     quiet: AtomicBool,
+    // The owner wants the present connection to end, and another one.
+    moving: AtomicBool,
     // Why the owner has no use for this connection.
     useless: Mutex<Option<String>>,
 }
@@ -55,6 +57,7 @@ impl Outlet {
             }),
             moved: Condvar::new(),
             quiet: AtomicBool::new(false),
+            moving: AtomicBool::new(false),
             useless: Mutex::default(),
         }
     }
@@ -134,6 +137,17 @@ impl Outlet {
     /// Why the owner has given the connection up, if it has.
     pub fn take_useless(&self) -> Option<String> {
         lock(&self.useless).take()
+    }
+
+    /// Ends the present connection behind all that is on its way, for another one.
+    pub fn move_on(&self, deadline: Instant) {
+        self.moving.store(true, Ordering::SeqCst);
+        self.disconnect(deadline);
+    }
+
+    /// Whether a DISCONNECT is for that.
+    pub fn take_moving(&self) -> bool {
+        self.moving.swap(false, Ordering::SeqCst)
     }
 
     /// Whether a new connection is to subscribe to nothing.
@@ -331,7 +345,7 @@ mod tests {
     /// An outlet with an attempt to connect whose other end nobody sees to.
     fn outlet() -> (Outlet, EventLoop) {
         let outlet = Outlet::new(LinkOptions {
-            broker: "mqtt://127.0.0.1".parse().unwrap(),
+            brokers: vec!["mqtt://127.0.0.1".parse().unwrap()],
             client_id: "test".into(),
             session_expiry: Duration::ZERO,
             keep_alive: LONG,

@@ -63,8 +63,8 @@ pub type Publisher = Arc<dyn Publish>;
 /// What a link connects to, and as whom.
 #[derive(Debug, Clone)]
 pub struct LinkOptions {
-    /// The broker.
-    pub broker: BrokerUrl,
+    /// The brokers, one of which it is connected to at a time; one at least.
+    pub brokers: Vec<BrokerUrl>,
     /// The client identifier: unique at this broker.
     pub client_id: String,
     /// Keep the session at the broker for this long while disconnected; zero: don't.

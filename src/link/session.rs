@@ -12,6 +12,7 @@ use rumqttc::v5::mqttbytes::v5::{
 };
 use rumqttc::v5::{AsyncClient, Connection, ConnectionError, Event, RecvTimeoutError, Request};
 
+use super::brokers::Turns;
 use super::convert::{from_publish, from_qos, to_qos};
 use super::limits::{BrokerLimits, shares_subscriptions};
 use super::outlet::Outlet;
@@ -36,8 +37,8 @@ pub(super) type OnEvent = Box<dyn FnMut(&Publisher, LinkEvent) + Send>;
 pub(super) struct Wiring {
     pub connection: Connection,
     pub outlet: Arc<Outlet>,
-    /// What the next connection goes to, and as whom.
-    pub broker: Arc<Mutex<BrokerUrl>>,
+    /// What connections go to, and as whom.
+    pub turns: Arc<Mutex<Turns>>,
     /// The same, for the owner.
     pub publisher: Publisher,
     pub on_event: OnEvent,
@@ -57,8 +58,9 @@ impl Wiring {
         *lock(&self.beat) = Instant::now();
     }
 
+    /// The broker whose turn it is.
     pub fn broker(&self) -> BrokerUrl {
-        lock(&self.broker).clone()
+        lock(&self.turns).current().clone()
     }
 
     pub fn tell(&mut self, event: LinkEvent) {
@@ -70,6 +72,8 @@ impl Wiring {
 pub(super) enum End {
     /// As it was asked to.
     Stopped,
+    /// As it was asked to, to begin with the first broker again.
+    Moved,
     /// It is of no use, for this reason.
     GivenUp(String),
     /// It failed, or could not be made.
@@ -218,13 +222,20 @@ impl<'a> Session<'a> {
             }
             // rumqttc announces one of its own when the broker breaks the protocol, and then
             // doesn't send it.
-            Event::Outgoing(Outgoing::Disconnect) => match self.wiring.stop.is_stopped() {
-                true => {
-                    self.wait_for_close();
-                    self.end = Some(End::Stopped);
+            Event::Outgoing(Outgoing::Disconnect) => {
+                let moves = self.wiring.outlet.take_moving();
+                match self.wiring.stop.is_stopped() {
+                    true => {
+                        self.wait_for_close();
+                        self.end = Some(End::Stopped);
+                    }
+                    false if moves => {
+                        self.wait_for_close();
+                        self.end = Some(End::Moved);
+                    }
+                    false => self.give_up("the broker broke the protocol"),
                 }
-                false => self.give_up("the broker broke the protocol"),
-            },
+            }
             _ => {}
         }
     }
@@ -262,7 +273,7 @@ impl<'a> Session<'a> {
 
     fn on_connack(&mut self, connack: &ConnAck) {
         let options = self.wiring.options();
-        log::info!("Connected with reason code 0 to {}", options.broker);
+        log::info!("Connected with reason code 0 to {}", self.wiring.broker());
         self.connected = Some(Instant::now());
         let offered = connack.properties.as_ref();
         self.limits = BrokerLimits::offered(offered, options.max_packet_bytes);
@@ -367,6 +378,6 @@ impl<'a> Session<'a> {
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        log::info!("disconnected from {}", self.wiring.options().broker);
+        log::info!("disconnected from {}", self.wiring.broker());
     }
 }

@@ -1,5 +1,7 @@
 //! TLS to the broker: whom to trust, and who we are. The server's name is always checked.
 
+#[cfg(feature = "tls")]
+use rumqttc::TlsConfiguration;
 use rumqttc::Transport;
 #[cfg(feature = "tls")]
 use std::sync::Arc;
@@ -30,6 +32,17 @@ pub(super) fn describe(reason: &str) -> String {
 /// The TLS transport. `name`: whose certificate is wanted, where the connection goes to an address.
 #[cfg(feature = "tls")]
 pub(super) fn transport(files: &TlsFiles, name: Option<&str>) -> Result<Transport> {
+    Ok(Transport::tls_with_config(configuration(files, name)?))
+}
+
+/// The same below a WebSocket.
+#[cfg(all(feature = "tls", feature = "websocket"))]
+pub(super) fn websocket_transport(files: &TlsFiles, name: Option<&str>) -> Result<Transport> {
+    Ok(Transport::wss_with_config(configuration(files, name)?))
+}
+
+#[cfg(feature = "tls")]
+fn configuration(files: &TlsFiles, name: Option<&str>) -> Result<TlsConfiguration> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -43,7 +56,7 @@ pub(super) fn transport(files: &TlsFiles, name: Option<&str>) -> Result<Transpor
             builder.with_custom_certificate_verifier(Arc::new(verifier))
         }
     };
-    let config = match (&files.certificate_file, &files.key_file) {
+    let mut config = match (&files.certificate_file, &files.key_file) {
         (Some(certificate_file), Some(key_file)) => {
             let chain = pem::certificates(certificate_file)?;
             let key = pem::key(key_file)?;
@@ -54,15 +67,20 @@ pub(super) fn transport(files: &TlsFiles, name: Option<&str>) -> Result<Transpor
         }
         _ => builder.with_no_client_auth(),
     };
-    Ok(Transport::tls_with_config(
-        rumqttc::TlsConfiguration::Rustls(Arc::new(config)),
-    ))
+    let protocols = files.alpn.iter();
+    config.alpn_protocols = protocols.map(|name| name.clone().into_bytes()).collect();
+    Ok(TlsConfiguration::Rustls(Arc::new(config)))
 }
 
 #[cfg(not(feature = "tls"))]
 pub(super) fn transport(_: &TlsFiles, _: Option<&str>) -> Result<Transport> {
     let message = "this program was built without the feature tls";
     Err(Error::Tls(message.into()))
+}
+
+#[cfg(all(not(feature = "tls"), feature = "websocket"))]
+pub(super) fn websocket_transport(files: &TlsFiles, name: Option<&str>) -> Result<Transport> {
+    transport(files, name)
 }
 
 /// rumqttc asks for a certificate of what it connects to. Where that is an address, because another

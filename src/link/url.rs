@@ -3,11 +3,17 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use http::uri::PathAndQuery;
 use serde::Deserialize;
 
-use crate::base::authority::host_and_port;
+use super::proxy::ProxyUrl;
+use super::websocket::WebsocketHeaders;
+use crate::base::authority::{host_and_port, login_of};
 
-/// The files of a TLS connection, all in PEM.
+/// The longest path of a Unix socket, in bytes (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// What a TLS connection is made with; the files are PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsFiles {
@@ -17,21 +23,85 @@ pub struct TlsFiles {
     pub certificate_file: Option<PathBuf>,
     /// The key of the client certificate.
     pub key_file: Option<PathBuf>,
+    /// The protocols to offer (RFC 7301): some brokers tell MQTT from others on port 443 by that.
+    pub alpn: Vec<String>,
 }
 
-/// Where the broker is and who we are there: `mqtt://host:1883`, `mqtts://host:8883`.
+/// How MQTT is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Over TCP: `mqtt://host:1883`.
+    Mqtt,
+    /// Over TLS: `mqtts://host:8883`.
+    Mqtts,
+    /// Over WebSocket (MQTT 5, section 6): `ws://host:80/mqtt`.
+    Ws,
+    /// Over WebSocket and TLS: `wss://host:443/mqtt`.
+    Wss,
+    /// Over a Unix socket of this machine: `unix:/run/mosquitto.sock`.
+    Unix,
+}
+
+impl Scheme {
+    fn named(name: &str) -> Option<Scheme> {
+        let all = [Scheme::Mqtt, Scheme::Mqtts, Scheme::Ws, Scheme::Wss];
+        all.into_iter().find(|scheme| scheme.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Scheme::Mqtt => "mqtt",
+            Scheme::Mqtts => "mqtts",
+            Scheme::Ws => "ws",
+            Scheme::Wss => "wss",
+            Scheme::Unix => "unix",
+        }
+    }
+
+    /// The port where the URL has none.
+    pub fn port(self) -> u16 {
+        match self {
+            Scheme::Mqtt => 1883,
+            Scheme::Mqtts => 8883,
+            Scheme::Ws => 80,
+            Scheme::Wss => 443,
+            Scheme::Unix => 0,
+        }
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_tls(self) -> bool {
+        matches!(self, Scheme::Mqtts | Scheme::Wss)
+    }
+
+    /// Whether it is a WebSocket.
+    pub fn is_websocket(self) -> bool {
+        matches!(self, Scheme::Ws | Scheme::Wss)
+    }
+}
+
+/// Where a broker is, how it is reached, and who we are there.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct BrokerUrl {
+    scheme: Scheme,
     host: String,
     port: u16,
-    tls: bool,
+    // Of the WebSocket's URL, or of the Unix socket.
+    path: String,
     credentials: Option<(String, String)>,
     tls_files: TlsFiles,
+    proxy: Option<ProxyUrl>,
+    websocket: WebsocketHeaders,
 }
 
 impl BrokerUrl {
-    /// The broker's host name or address; an IPv6 address in brackets.
+    /// How it is reached.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The broker's host name or address; an IPv6 address in brackets. Empty for a Unix socket.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -41,9 +111,14 @@ impl BrokerUrl {
         self.port
     }
 
+    /// The path of the WebSocket's URL, or of the Unix socket.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Whether to speak TLS.
     pub fn is_tls(&self) -> bool {
-        self.tls
+        self.scheme.is_tls()
     }
 
     /// User name and password.
@@ -58,13 +133,32 @@ impl BrokerUrl {
         &self.tls_files
     }
 
+    /// The proxy on the way to it.
+    pub fn proxy(&self) -> Option<&ProxyUrl> {
+        self.proxy.as_ref()
+    }
+
+    /// The fields of the request for a WebSocket.
+    pub fn websocket_headers(&self) -> &WebsocketHeaders {
+        &self.websocket
+    }
+
     /// Whether another leads to the same broker, whoever connects and whomever it trusts.
     pub fn is_same_place(&self, other: &BrokerUrl) -> bool {
-        (&self.host, self.port, self.tls) == (&other.host, other.port, other.tls)
+        let place = |it: &BrokerUrl| (it.scheme, it.host.clone(), it.port, it.path.clone());
+        place(self) == place(other)
     }
 
     pub(crate) fn set_tls_files(&mut self, files: TlsFiles) {
         self.tls_files = files;
+    }
+
+    pub(crate) fn set_proxy(&mut self, proxy: Option<ProxyUrl>) {
+        self.proxy = proxy;
+    }
+
+    pub(crate) fn set_websocket_headers(&mut self, headers: WebsocketHeaders) {
+        self.websocket = headers;
     }
 
     /// User name and password, each where given, replace what the URL says.
@@ -75,51 +169,76 @@ impl BrokerUrl {
             self.credentials = Some((username, password.unwrap_or(own_password)));
         }
     }
+
+    fn socket(path: &str) -> Result<BrokerUrl, String> {
+        // As a URL with an empty authority, which means the same.
+        let path = match path.strip_prefix("//") {
+            Some(rest) => rest,
+            None => path,
+        };
+        if !path.starts_with('/') || path.len() > MAX_SOCKET_PATH {
+            return Err(format!(
+                "unix: takes the whole path of a socket, of {MAX_SOCKET_PATH} bytes at the most"
+            ));
+        }
+        Ok(BrokerUrl {
+            scheme: Scheme::Unix,
+            host: String::new(),
+            port: 0,
+            path: path.to_owned(),
+            credentials: None,
+            tls_files: TlsFiles::default(),
+            proxy: None,
+            websocket: WebsocketHeaders::default(),
+        })
+    }
+}
+
+// The path that follows an authority; none: the one that most brokers have WebSockets at.
+fn websocket_path(path: &str) -> Option<&str> {
+    match path {
+        "" => Some("/mqtt"),
+        path => path.parse::<PathAndQuery>().ok().map(|_| path),
+    }
 }
 
 impl std::str::FromStr for BrokerUrl {
     type Err = String;
 
-    fn from_str(text: &str) -> std::result::Result<BrokerUrl, String> {
+    fn from_str(text: &str) -> Result<BrokerUrl, String> {
         let shape = || {
-            "allowed is mqtt://[user:password@]host[:port], or mqtts:// for TLS; a port is 1 to 65535".to_owned()
+            "allowed is mqtt://[user:password@]host[:port], or mqtts:// for TLS, ws:// and wss:// with [/path] for WebSockets, unix:/path of a socket; a port is 1 to 65535".to_owned()
         };
+        if let Some(path) = text.strip_prefix("unix:") {
+            return BrokerUrl::socket(path);
+        }
         let (scheme, rest) = text.split_once("://").ok_or_else(shape)?;
-        let tls = match scheme {
-            "mqtt" => false,
-            "mqtts" => true,
-            _ => return Err(shape()),
+        let scheme = Scheme::named(scheme).ok_or_else(shape)?;
+        let (authority, path) = match scheme.is_websocket() {
+            true => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+            false => (rest.strip_suffix('/').unwrap_or(rest), ""),
         };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (userinfo, authority) = match rest.rsplit_once('@') {
-            Some((userinfo, authority)) => (Some(userinfo), authority),
-            None => (None, rest),
+        let path = match scheme.is_websocket() {
+            true => websocket_path(path).ok_or_else(shape)?,
+            false => "",
         };
+        let (credentials, authority) = login_of(authority)?;
         let Some((host, port)) = host_and_port(authority) else {
             return Err(shape());
         };
-        if tls && host.starts_with('[') {
-            return Err("mqtts:// needs a host name, not an IPv6 address".into());
+        if scheme.is_tls() && host.starts_with('[') {
+            let name = scheme.name();
+            return Err(format!("{name}:// needs a host name, not an IPv6 address"));
         }
-        let port = port.unwrap_or(if tls { 8883 } else { 1883 });
-        let credentials = userinfo
-            .map(|userinfo| {
-                let (username, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
-                let decode = |text: &str| {
-                    percent_encoding::percent_decode_str(text)
-                        .decode_utf8()
-                        .map(|text| text.into_owned())
-                        .map_err(|_| "user and password must be UTF-8".to_owned())
-                };
-                Ok::<_, String>((decode(username)?, decode(password)?))
-            })
-            .transpose()?;
         Ok(BrokerUrl {
+            scheme,
             host: host.to_owned(),
-            port,
-            tls,
+            port: port.unwrap_or(scheme.port()),
+            path: path.to_owned(),
             credentials,
             tls_files: TlsFiles::default(),
+            proxy: None,
+            websocket: WebsocketHeaders::default(),
         })
     }
 }
@@ -127,7 +246,7 @@ impl std::str::FromStr for BrokerUrl {
 impl TryFrom<String> for BrokerUrl {
     type Error = String;
 
-    fn try_from(text: String) -> std::result::Result<BrokerUrl, String> {
+    fn try_from(text: String) -> Result<BrokerUrl, String> {
         // The text is not shown: it may hold a password.
         text.parse()
     }
@@ -136,12 +255,14 @@ impl TryFrom<String> for BrokerUrl {
 impl fmt::Display for BrokerUrl {
     /// The URL without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "mqtts" } else { "mqtt" };
-        write!(f, "{scheme}://")?;
+        if self.scheme == Scheme::Unix {
+            return write!(f, "unix:{}", self.path);
+        }
+        write!(f, "{}://", self.scheme.name())?;
         if let Some((username, _)) = &self.credentials {
             write!(f, "{username}:***@")?;
         }
-        write!(f, "{}:{}", self.host, self.port)
+        write!(f, "{}:{}{}", self.host, self.port, self.path)
     }
 }
 
@@ -188,9 +309,52 @@ mod tests {
             "mqtt://a,b",
             "mqtt://host/path",
             "mqtt://ho st",
+            "ws://host/a b",
+            "ws://host?x",
+            "wss://[::1]/mqtt",
+            "unix:mosquitto.sock",
+            "unix://host/x",
+            "tcp://host",
         ] {
             assert!(bad.parse::<BrokerUrl>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_way_to_a_broker() {
+        for (text, shown, host, port, path) in [
+            ("ws://host", "ws://host:80/mqtt", "host", 80, "/mqtt"),
+            ("ws://host/", "ws://host:80/", "host", 80, "/"),
+            (
+                "wss://host/a/b?c=d",
+                "wss://host:443/a/b?c=d",
+                "host",
+                443,
+                "/a/b?c=d",
+            ),
+            (
+                "wss://me:a%2Fb@host:1",
+                "wss://me:***@host:1/mqtt",
+                "host",
+                1,
+                "/mqtt",
+            ),
+            (
+                "unix:/run/broker.sock",
+                "unix:/run/broker.sock",
+                "",
+                0,
+                "/run/broker.sock",
+            ),
+        ] {
+            let url = url(text);
+            assert_eq!(url.to_string(), shown);
+            assert_eq!((url.host(), url.port(), url.path()), (host, port, path));
+        }
+        let same = |one: &str, two: &str| url(one).is_same_place(&url(two));
+        assert!(same("ws://host", "ws://me@host/mqtt"));
+        assert!(!same("ws://host", "ws://host/other"));
+        assert!(!same("ws://host:443", "wss://host"));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::base::logging::printable;
 use crate::base::threads::{Hangup, SignalThread, stop_signal};
 use crate::base::topic::Id;
 use crate::cli;
-use crate::config::broker_url;
-use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription};
+use crate::config::broker_urls;
+use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, list};
 use crate::wire::{Message, Qos};
 
 /// How long a persistent session is kept while its client is away.
@@ -32,9 +32,9 @@ fn qos(number: u8) -> Qos {
     }
 }
 
-fn options(broker: Option<&str>, client_id: String) -> Result<LinkOptions> {
+fn options(brokers: &[String], client_id: String) -> Result<LinkOptions> {
     Ok(LinkOptions {
-        broker: broker_url(broker)?,
+        brokers: broker_urls(brokers)?,
         client_id,
         session_expiry: Duration::ZERO,
         keep_alive: Duration::from_secs(10),
@@ -58,7 +58,7 @@ pub fn subscribe(flags: &cli::ClientA) -> Result<()> {
         Some(name) => name.to_string(),
         None => format!("recado-client-a-{}", Id::random()),
     };
-    let mut options = options(flags.broker.as_deref(), client_id)?;
+    let mut options = options(&flags.broker, client_id)?;
     if flags.persistent.is_some() {
         options.session_expiry = SESSION_EXPIRY;
         // Acknowledged once it is printed: what is not may come again, but is never lost.
@@ -136,8 +136,8 @@ fn print_message(message: &Message) -> Result<()> {
 /// Errors: a bad flag, no broker, or the broker does not take the message.
 pub fn publish(flags: &cli::ClientB) -> Result<()> {
     let client_id = format!("recado-client-b-{}", Id::random());
-    let options = options(flags.broker.as_deref(), client_id)?;
-    let broker = options.broker.to_string();
+    let options = options(&flags.broker, client_id)?;
+    let broker = list(&options.brokers);
     let topic = flags.topic.to_string();
     let mut message = Some(Message {
         topic: topic.clone(),

@@ -31,7 +31,7 @@ pub struct Health(Stats);
 pub fn ask(settings: &AgentSettings) -> Result<Health> {
     let topic = stats::topic(&settings.id).map_err(|error| Error::Usage(error.to_string()))?;
     let options = LinkOptions {
-        broker: settings.broker.clone(),
+        brokers: settings.brokers.urls().to_vec(),
         client_id: format!("recado-health-{}", Id::random()),
         session_expiry: Duration::ZERO,
         keep_alive: settings.keep_alive,
@@ -55,7 +55,7 @@ pub fn ask(settings: &AgentSettings) -> Result<Health> {
     };
     let (on_event, events) = bounded(16);
     let own = settings.id.to_string();
-    let broker = settings.broker.to_string();
+    let broker = settings.brokers.to_string();
     let link = Link::start(options, move |_, event| {
         let told = match event {
             // Anything may be said there.

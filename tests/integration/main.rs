@@ -63,6 +63,8 @@ mod secure_broker;
 mod services;
 /// Flags, environment, files and exit codes.
 mod settings;
+/// Several brokers: one after the other, or all at once.
+mod several_brokers;
 /// Stopping without dropping what was accepted.
 mod shutdown;
 /// What becomes of such bodies when somebody breaks off, vanishes or takes his time.

@@ -37,7 +37,7 @@ impl Peer {
         let (on_message, messages) = unbounded();
         let (on_ready, ready) = unbounded();
         let options = LinkOptions {
-            broker: broker.url().parse::<BrokerUrl>().unwrap(),
+            brokers: vec![broker.url().parse::<BrokerUrl>().unwrap()],
             client_id: format!("peer-{number}"),
             session_expiry: Duration::ZERO,
             keep_alive: Duration::from_secs(10),

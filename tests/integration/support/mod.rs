@@ -179,7 +179,7 @@ pub fn free_port() -> u16 {
 
 pub fn gateway_settings(broker: &str) -> GatewaySettings {
     let flags = cli::Api1 {
-        broker: Some(broker.to_owned()),
+        broker: vec![broker.to_owned()],
         listen: Some("127.0.0.1:0".to_owned()),
         ..cli::Api1::default()
     };
@@ -188,7 +188,7 @@ pub fn gateway_settings(broker: &str) -> GatewaySettings {
 
 pub fn agent_settings(broker: &str, upstream: SocketAddr) -> AgentSettings {
     let flags = cli::Agent {
-        broker: Some(broker.to_owned()),
+        broker: vec![broker.to_owned()],
         upstream: Some(format!("http://{upstream}")),
         // With an upstream of its own an agent answers the ping only when asked to.
         demo: true,
@@ -209,7 +209,7 @@ fn unchecked(settings: AgentSettings) -> AgentSettings {
 pub fn agent_settings_of(broker: &str, text: &str) -> AgentSettings {
     with_file(text, |path| {
         let flags = cli::Agent {
-            broker: Some(broker.to_owned()),
+            broker: vec![broker.to_owned()],
             config: Some(path),
             ..cli::Agent::default()
         };
@@ -221,7 +221,7 @@ pub fn agent_settings_of(broker: &str, text: &str) -> AgentSettings {
 pub fn gateway_settings_of(broker: &str, text: &str) -> GatewaySettings {
     with_file(text, |path| {
         let flags = cli::Api1 {
-            broker: Some(broker.to_owned()),
+            broker: vec![broker.to_owned()],
             listen: Some("127.0.0.1:0".to_owned()),
             config: Some(path),
             ..cli::Api1::default()
