@@ -8,6 +8,8 @@ use recado::{cli, config, service};
 fn main() -> ExitCode {
     cli::run(|flags: cli::Broker| {
         let address = config::listen_address(&flags.listen)?;
-        service::run(|| Ok(()), |()| Broker::start(address))
+        let websockets = flags.listen_ws.as_deref();
+        let websockets = websockets.map(config::listen_address).transpose()?;
+        service::run(|| Ok(()), |()| Broker::start_with(address, websockets))
     })
 }

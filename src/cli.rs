@@ -235,6 +235,9 @@ pub struct Broker {
         default_value = "127.0.0.1:1883"
     )]
     pub listen: String,
+    /// Take MQTT in WebSockets too, on this address; port 0 takes a free one
+    #[arg(long, value_name = "ADDR")]
+    pub listen_ws: Option<String>,
 }
 
 /// Parses the command line, starts logging, runs the program and turns its result into an exit

@@ -10,7 +10,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use rmqtt::context::ServerContext;
-use rmqtt::net::Builder;
+use rmqtt::net::{Builder, Listener};
 use rmqtt::server::MqttServer;
 
 use crate::base::error::{Error, Result};
@@ -21,6 +21,7 @@ pub const MAX_PACKET_BYTES: u32 = 16 * 1024 * 1024;
 /// A running broker. Dropping it closes every connection and frees the port.
 pub struct Broker {
     address: SocketAddr,
+    websocket_address: Option<SocketAddr>,
     // Some until drop.
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -31,6 +32,13 @@ impl Broker {
     /// Errors: the address is taken ([`Error::Listen`]), or the broker's runtime or plugins do
     /// not start ([`Error::Broker`]).
     pub fn start(address: SocketAddr) -> Result<Broker> {
+        Broker::start_with(address, None)
+    }
+
+    /// The same, and takes WebSockets on another address, whatever path they ask for.
+    ///
+    /// Errors: as [`Broker::start`].
+    pub fn start_with(address: SocketAddr, websockets: Option<SocketAddr>) -> Result<Broker> {
         let failed = |error: &dyn std::fmt::Display| Error::Broker(error.to_string());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -63,30 +71,25 @@ impl Broker {
         runtime
             .block_on(rmqtt_shared_subscription::register(&context, true, false))
             .map_err(|error| failed(&error))?;
-        let listener = Builder::new()
-            .name("tcp")
-            .laddr(address)
-            .nodelay(true)
-            .reuseaddr(Some(true))
-            .max_packet_size(MAX_PACKET_BYTES)
-            .max_inflight(NonZeroU16::MAX)
-            .max_mqueue_len(10_000)
-            // Its default is to give every message that states none an expiry of five minutes.
-            .message_expiry_interval(Duration::ZERO)
-            .max_session_expiry_interval(Duration::from_secs(7 * 24 * 60 * 60))
-            .bind()
-            .and_then(|listener| listener.tcp())
-            .map_err(|error| Error::Listen {
-                address,
-                source: std::io::Error::other(error.to_string()),
-            })?;
+        let listener = listener("tcp", address, Listener::tcp)?;
         let address = listener.local_addr().map_err(|error| failed(&error))?;
-        let server = MqttServer::new(context).listener_by_id(listener, 1).build();
-        runtime.spawn(server.run());
+        let mut server = MqttServer::new(context).listener_by_id(listener, 1);
+        let mut websocket_address = None;
+        if let Some(address) = websockets {
+            let listener = self::listener("ws", address, Listener::ws)?;
+            let address = listener.local_addr().map_err(|error| failed(&error))?;
+            server = server.listener_by_id(listener, 2);
+            websocket_address = Some(address);
+        }
+        runtime.spawn(server.build().run());
         drop(guard);
         log::info!("listening on mqtt://{address}");
+        if let Some(address) = websocket_address {
+            log::info!("and for WebSockets on ws://{address}/mqtt");
+        }
         Ok(Broker {
             address,
+            websocket_address,
             runtime: Some(runtime),
         })
     }
@@ -95,6 +98,34 @@ impl Broker {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// The address that it takes WebSockets on, if it does.
+    pub fn websocket_address(&self) -> Option<SocketAddr> {
+        self.websocket_address
+    }
+}
+
+fn listener(
+    name: &str,
+    address: SocketAddr,
+    kind: impl FnOnce(Listener) -> rmqtt::Result<Listener>,
+) -> Result<Listener> {
+    let bound = Builder::new()
+        .name(name)
+        .laddr(address)
+        .nodelay(true)
+        .reuseaddr(Some(true))
+        .max_packet_size(MAX_PACKET_BYTES)
+        .max_inflight(NonZeroU16::MAX)
+        .max_mqueue_len(10_000)
+        // Its default is to give every message that states none an expiry of five minutes.
+        .message_expiry_interval(Duration::ZERO)
+        .max_session_expiry_interval(Duration::from_secs(7 * 24 * 60 * 60))
+        .bind();
+    bound.and_then(kind).map_err(|error| Error::Listen {
+        address,
+        source: std::io::Error::other(error.to_string()),
+    })
 }
 
 impl Drop for Broker {

@@ -73,6 +73,8 @@ mod stream_failures;
 mod streams;
 /// What programs tell by themselves: to the log, and to systemd.
 mod telling;
+/// Other ways to a broker than TCP.
+mod transports;
 /// WebSockets and whatever else a connection is upgraded to.
 mod upgrades;
 /// What an upstream may answer, and how its connection may end.

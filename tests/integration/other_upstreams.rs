@@ -1,11 +1,8 @@
-use std::path::PathBuf;
-use std::process::Command;
-
 use crate::failures::problem;
 use crate::streams::content;
 use crate::support::bridge::{Socket, start_tls};
 use crate::support::http::{Connection, get};
-use crate::support::process::{Process, is_installed};
+use crate::support::process::Certificates;
 use crate::support::upstream::{RawUpstream, Visit};
 use crate::support::{Kind, TestBroker, agent_settings_of, start_agent_with, start_gateway};
 
@@ -102,32 +99,9 @@ fn a_socket_that_is_not_there_is_named() {
 
 const HERE: [u8; 4] = [127, 0, 0, 1];
 
-struct Certificates(PathBuf);
-
-impl Certificates {
-    /// None without openssl.
-    fn make(name: &str) -> Option<Certificates> {
-        if !is_installed("openssl") {
-            return None;
-        }
-        let name = format!("recado-upstream-{}-{name}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/make_certs.sh");
-        let (status, output) = Process::spawn(Command::new(script).arg(&directory)).wait();
-        assert!(status.success(), "{output}");
-        Some(Certificates(directory))
-    }
-
-    fn start(&self, at: [u8; 4], upstream: &RawUpstream) -> u16 {
-        let (certificate, key) = (self.0.join("server.pem"), self.0.join("server.key"));
-        start_tls(at.into(), upstream.address(), &certificate, &key)
-    }
-}
-
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn start_secure(files: &Certificates, at: [u8; 4], upstream: &RawUpstream) -> u16 {
+    let (certificate, key) = (files.file("server.pem"), files.file("server.key"));
+    start_tls(at.into(), upstream.address(), &certificate, &key, &[])
 }
 
 #[test]
@@ -136,8 +110,8 @@ fn an_upstream_with_tls_is_one_as_any() {
         return;
     };
     let upstream = RawUpstream::start(serve);
-    let port = certificates.start(HERE, &upstream);
-    let ca_file = certificates.0.join("ca.pem");
+    let port = start_secure(&certificates, HERE, &upstream);
+    let ca_file = certificates.file("ca.pem");
     all_of_it_works(&format!(
         "upstream = \"https://localhost:{port}\"\nupstream_ca_file = {ca_file:?}"
     ));
@@ -149,14 +123,14 @@ fn who_is_at_an_upstream_with_tls_is_checked_unless_told_otherwise() {
         return;
     };
     let upstream = RawUpstream::start(serve);
-    let secure = certificates.start(HERE, &upstream);
-    let elsewhere = certificates.start([127, 0, 0, 2], &upstream);
+    let secure = start_secure(&certificates, HERE, &upstream);
+    let elsewhere = start_secure(&certificates, [127, 0, 0, 2], &upstream);
     let unencrypted = RawUpstream::start(|mut visit| {
         visit.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
         visit.wait_for_close();
     });
     let plain = unencrypted.address().port();
-    let ca_file = certificates.0.join("ca.pem");
+    let ca_file = certificates.file("ca.pem");
     let trusted = format!("upstream_ca_file = {ca_file:?}");
     let broker = TestBroker::start(Kind::Embedded);
     for (url, further, expected) in [

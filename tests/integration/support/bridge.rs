@@ -49,11 +49,18 @@ impl Drop for Socket {
     }
 }
 
-/// Starts a server at this address that speaks TLS and passes on what it gets; returns its port.
-pub fn start_tls(at: IpAddr, target: SocketAddr, certificate: &Path, key: &Path) -> u16 {
+/// Starts a server at this address that speaks TLS, with these protocols if any, and passes on what it gets;
+/// returns its port.
+pub fn start_tls(
+    at: IpAddr,
+    target: SocketAddr,
+    certificate: &Path,
+    key: &Path,
+    protocols: &[&str],
+) -> u16 {
     let chain = CertificateDer::pem_file_iter(certificate).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -62,6 +69,7 @@ pub fn start_tls(at: IpAddr, target: SocketAddr, certificate: &Path, key: &Path)
             PrivateKeyDer::from_pem_file(key).unwrap(),
         )
         .unwrap();
+    config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
     let config = Arc::new(config);
     let listener = TcpListener::bind((at, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();

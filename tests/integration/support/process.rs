@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -206,4 +207,32 @@ pub fn mosquitto_as(port: u16, configuration: &str) -> Option<Process> {
         ended || TcpStream::connect(local(port)).is_ok()
     });
     (!ended).then_some(process)
+}
+
+/// What `scripts/make_certs.sh` makes, as long as this lives.
+pub struct Certificates(PathBuf);
+
+impl Certificates {
+    /// None where openssl is not installed.
+    pub fn make(name: &str) -> Option<Certificates> {
+        if !is_installed("openssl") {
+            return None;
+        }
+        let own = format!("recado-certificates-{}-{name}", std::process::id());
+        let directory = std::env::temp_dir().join(own);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/make_certs.sh");
+        let (status, output) = Process::spawn(Command::new(script).arg(&directory)).wait();
+        assert!(status.success(), "{output}");
+        Some(Certificates(directory))
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
