@@ -189,7 +189,7 @@ mod pending {
         let pending: Pending<u64> = Pending::new(others + 1);
         let request = ask("ping");
         let register = |number| {
-            let ticket = pending.register(correlation(number), Some(request.clone()));
+            let ticket = pending.register(correlation(number), Some(request.clone()), 0);
             ticket.unwrap_or_else(|_| panic!("the table is full"))
         };
         let _tickets: Vec<_> = (1..=others).map(register).collect();

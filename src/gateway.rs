@@ -6,6 +6,8 @@
 
 mod access;
 mod attempts;
+mod broker;
+mod brokers;
 mod call;
 mod carrier;
 mod dispatch;

@@ -1,12 +1,14 @@
 //! The connection to the broker. Nothing outside this room names `rumqttc`.
 
 mod address;
+mod anywhere;
 mod brokers;
 mod connection;
 mod convert;
 mod driver;
 mod greeting;
 mod limits;
+mod links;
 #[cfg(test)]
 mod memory;
 mod outbox;
@@ -25,6 +27,7 @@ pub(crate) use memory::Memory;
 pub(crate) use brokers::list;
 pub use brokers::{BrokerMode, Brokers};
 pub use connection::{Link, check};
+pub use links::{Links, Way};
 pub use proxy::ProxyUrl;
 pub use publish::{
     Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, Pieces, Publish, PublishError,

@@ -7,6 +7,7 @@
 //! the table of all that a program has.
 
 mod carry;
+mod connections;
 mod flight;
 mod halves;
 mod limits;

@@ -22,7 +22,7 @@ use crate::base::pool::Pool;
 use crate::base::threads::{StopSignal, lock};
 use crate::base::topic::Id;
 use crate::http::Failure;
-use crate::link::{Brokers, Publisher};
+use crate::link::{Brokers, Publisher, Way};
 use crate::stream::Streams;
 use crate::wire::Message;
 use crate::wire::deadline::Sent;
@@ -37,6 +37,8 @@ pub(super) struct Intake {
     budget: Arc<Budget>,
     figures: Arc<Figures>,
     repeats: Repeats<Box<Job>>,
+    // Gateways repeat through another broker what was on its way when one was lost.
+    may_all_come_again: bool,
     seeds: [RandomState; 2],
     ages: Mutex<Ages>,
     owed: Arc<Owed>,
@@ -55,6 +57,7 @@ impl Intake {
         Ok(Intake {
             streams,
             id: settings.id.clone(),
+            may_all_come_again: settings.brokers.connections().len() > 1,
             budget: Budget::new(settings.buffered_bytes()),
             figures: Arc::new(Figures::new(&settings.services)),
             executor: RwLock::new(Arc::new(Executor::new(settings)?)),
@@ -132,15 +135,9 @@ impl Intake {
     }
 
     /// Takes a message that came now. Runs on the mqtt thread.
-    pub fn take(
-        &self,
-        publisher: &Publisher,
-        pools: &[Pool<Box<Job>>],
-        message: Message,
-        now: Moment,
-    ) {
+    pub fn take(&self, way: &Way, pools: &[Pool<Box<Job>>], message: Message, now: Moment) {
         let (topic, size) = (message.topic.clone(), message.size());
-        let (job, flaw) = match self.job(publisher, message, now) {
+        let (job, flaw) = match self.job(way, message, now) {
             Ok(job) => job,
             Err(why) => return self.drop_message(&topic, &why),
         };
@@ -180,7 +177,7 @@ impl Intake {
     // Errors: nobody is; why.
     fn job(
         &self,
-        publisher: &Publisher,
+        way: &Way,
         message: Message,
         now: Moment,
     ) -> std::result::Result<(Box<Job>, Option<String>), String> {
@@ -200,7 +197,7 @@ impl Intake {
             Ok(allowed) => (allowed, None),
             Err(flaw) => (service.timeout, Some(flaw)),
         };
-        let offer = offer(&message.properties, &self.streams, settings)?;
+        let offer = offer(&message.properties, &self.streams, way.number, settings)?;
         let max_timeout = settings.max_timeout;
         let job = Job {
             service: number,
@@ -209,7 +206,7 @@ impl Intake {
             received: now,
             deadline: now + allowed.min(max_timeout),
             is_shortened: allowed > max_timeout,
-            publisher: Arc::clone(publisher),
+            publisher: Arc::clone(&way.any),
             owed: Arc::clone(&self.owed),
             shared_by: service.name.as_ref().map(|_| self.id().clone()),
             repeat: None,
@@ -238,7 +235,7 @@ impl Intake {
 
     // A request that came before gets the reply of the first, now or when there is one.
     fn unless_seen(&self, mut job: Box<Job>, patience: Patience) -> Option<Box<Job>> {
-        let Some(key) = Key::of(&job.message, &self.seeds) else {
+        let Some(key) = Key::of(&job.message, &self.seeds, self.may_all_come_again) else {
             return Some(job);
         };
         job.repeat = Some(key.clone());

@@ -1,6 +1,6 @@
 //! Requests that come again, and the replies they got: so that none is executed twice.
 //!
-//! QoS 1 may deliver a request twice, and a caller may repeat one on purpose, under one
+//! QoS 1 may deliver a request twice, a gateway repeats one that a broker was lost with, and a caller may repeat one on purpose, under one
 //! `Idempotency-Key`. A repeat gets the same reply; while the first is still running, it waits for
 //! it. The memory is bounded in entries, bytes and age. Time is passed in.
 
@@ -46,9 +46,9 @@ pub(super) struct Key(Arc<[u8]>);
 
 impl Key {
     /// The key of a request, if it may come again: its Idempotency-Key together with what it asks
-    /// for, else, with QoS 1, its correlation.
+    /// for, else, with QoS 1 or where all `may_come_again`, its correlation.
     /// `seeds` are this process's own, so that nobody can prepare two requests with one key.
-    pub fn of(message: &Message, seeds: &[RandomState; 2]) -> Option<Key> {
+    pub fn of(message: &Message, seeds: &[RandomState; 2], may_come_again: bool) -> Option<Key> {
         let properties = &message.properties;
         let mut key = message.topic.clone().into_bytes();
         key.push(0);
@@ -73,7 +73,7 @@ impl Key {
             return (given.len() <= MAX_KEY_BYTES).then_some(Key(key.into()));
         }
         let correlation = properties.correlation_data.as_ref()?;
-        (message.qos > Qos::AtMostOnce).then(|| {
+        (may_come_again || message.qos > Qos::AtMostOnce).then(|| {
             match correlation.len() <= MAX_CORRELATION {
                 true => key.extend(correlation),
                 false => {
@@ -245,7 +245,7 @@ mod tests {
             },
             ..Message::default()
         };
-        Key::of(&message, &Default::default()).unwrap()
+        Key::of(&message, &Default::default(), false).unwrap()
     }
 
     fn answered(size: usize) -> Ended {
@@ -321,7 +321,7 @@ mod tests {
             let mut message = message.clone();
             let field = key.map(|key| ("h".to_owned(), format!("Idempotency-Key: {key}")));
             message.properties.user.extend(field);
-            Key::of(&message, &seeds)
+            Key::of(&message, &seeds, false)
         };
         let mut message = Message::default();
         assert_eq!(of(&message, None), None);

@@ -1,6 +1,6 @@
 //! The life of an agent.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,11 @@ use super::settings::{AgentSettings, Service};
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::pool::{Pool, PoolOptions};
-use crate::base::threads::{self, StopSignal, StopTrigger};
+use crate::base::threads::{self, StopSignal, StopTrigger, lock};
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::link;
 use crate::link::{
-    Acknowledgement, Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription,
+    Acknowledgement, Delivery, LinkEvent, LinkOptions, Links, Publisher, Subscription, Way,
 };
 use crate::stream::Streams;
 use crate::wire::stream::agent_topic;
@@ -37,8 +37,9 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// A running agent.
 pub struct Agent {
-    link: Link,
-    announcer: Arc<Announcer>,
+    links: Links,
+    // What belongs to each connection.
+    posts: Arc<[Post]>,
     intake: Arc<Intake>,
     pools: Arc<[Pool<Box<Job>>]>,
     streams: Arc<Streams>,
@@ -53,65 +54,42 @@ pub struct Agent {
 impl Agent {
     /// Starts the connection to the broker. Neither broker nor upstream need be there yet.
     ///
-    /// Errors: what [`Link::start`] returns, or a service that can't work
+    /// Errors: what [`Links::start`] returns, or a service that can't work
     /// ([`Error::Usage`](crate::base::error::Error::Usage)).
     pub fn start(settings: AgentSettings) -> Result<Agent> {
         warn_of_strangers(&settings);
         let instance = Id::random();
-        let announcer = Arc::new(Announcer::new(&settings, &instance));
         let topic = agent_topic(&settings.id, instance.as_str());
         let topic = topic.map_err(|error| Error::Usage(error.to_string()))?;
         let streams = Streams::new(topic, settings.streams, settings.buffered_bytes());
-        let mut options = link_options(&settings, &announcer);
-        options.subscriptions.extend(streams.subscription());
-        options
-            .subscriptions
-            .push(reports::subscription(&settings.id)?);
-        let (id, check) = (settings.id.clone(), settings.upstream_check);
-        let every = settings.stats;
-        let services = settings.services.clone();
-        let intake = Arc::new(Intake::new(settings, Arc::clone(&streams))?);
-        let pools: Arc<[Pool<Box<Job>>]> = services
-            .iter()
-            .map(|service| pool(service, Arc::clone(&intake)))
-            .collect();
-        let reports = Arc::new(Reports::new(
-            (&id, &instance),
-            every,
-            Arc::clone(intake.figures()),
-            Arc::clone(&pools),
-            Arc::clone(&streams),
-        )?);
-        let parts = Parts {
+        let intake = Arc::new(Intake::new(settings.clone(), Arc::clone(&streams))?);
+        let services = settings.services.iter();
+        let parts = Arc::new(Parts {
+            pools: services
+                .map(|service| pool(service, Arc::clone(&intake)))
+                .collect(),
             intake: Arc::clone(&intake),
-            pools: Arc::clone(&pools),
-            announcer: Arc::clone(&announcer),
-            reports: Arc::clone(&reports),
             streams: Arc::clone(&streams),
-        };
-        let link = Link::start(options, move |publisher, event| {
-            parts.take(publisher, event);
-        })?;
+        });
+        let (links, posts) = connect(&settings, &instance, &parts)?;
         let (trigger, stop) = threads::stop_signal();
-        let check = match check {
+        let check = match settings.upstream_check {
             None => None,
             Some(every) => Some(check_upstreams(every, Arc::clone(&intake), stop.clone())?),
         };
-        let (publisher, presence) = (link.publisher().clone(), Arc::clone(&announcer));
-        let pulse_of = Arc::clone(&intake);
+        let (pulse_of, told) = (Arc::clone(&intake), Arc::clone(&posts));
         let pulse = threads::spawn("pulse", 128, move || {
             while !stop.sleep(BEAT) {
                 let now = Moment::now();
                 pulse_of.beat(now);
-                presence.tick(&publisher, now);
-                reports.tick(&publisher, now);
+                told.iter().for_each(|post| post.tick(now));
             }
         })?;
         Ok(Agent {
-            link,
-            announcer,
+            links,
+            posts,
+            pools: Arc::clone(&parts.pools),
             intake,
-            pools,
             watch: streams.watch(|_| {})?,
             streams,
             pulse,
@@ -129,18 +107,21 @@ impl Agent {
         link::check(&settings.brokers)
     }
 
-    /// Whether it is connected, subscribed and announced, so that gateways find it; if not, why.
+    /// Whether it is connected, subscribed and announced at a broker, so that gateways find it; if not, why.
     pub fn ready(&self) -> std::result::Result<(), String> {
-        self.link.publisher().ready()?;
-        match self.announcer.is_announced() {
-            true => Ok(()),
-            false => Err("the broker has not taken the presence yet".into()),
+        let mut why = None;
+        for post in self.posts.iter() {
+            match post.ready() {
+                Ok(()) => return Ok(()),
+                Err(reason) => why = why.or(Some(reason)),
+            }
         }
+        Err(why.unwrap_or_default())
     }
 
-    /// Whether the thread goes on that all requests need, the `mqtt` thread.
+    /// Whether the threads go on that requests need, the `mqtt` threads.
     pub fn is_alive(&self) -> bool {
-        self.link.is_alive()
+        self.links.are_alive()
     }
 
     /// Goes on with other settings, without losing a request: each is executed with those that there were
@@ -151,8 +132,7 @@ impl Agent {
         link::check(&wished.brokers)?;
         warn_of_strangers(&wished);
         let fixed = self.intake.reload(wished)?;
-        self.link.set_brokers(self.intake.brokers().urls().to_vec());
-        self.link.return_to_first();
+        self.links.reload(&self.intake.brokers());
         Ok(fixed)
     }
 
@@ -162,8 +142,10 @@ impl Agent {
     ///
     /// Errors: a thread did not end in time; the rest is stopped all the same.
     pub fn stop(self) -> Result<()> {
-        self.announcer.leave(self.link.publisher(), Moment::now());
-        self.link.unsubscribe(Instant::now() + UNSUBSCRIBE);
+        for post in self.posts.iter() {
+            post.announcer.leave(&post.way.own, Moment::now());
+        }
+        self.links.unsubscribe(Instant::now() + UNSUBSCRIBE);
         self.wait_for_the_last();
         let last_deadline = self.intake.last_deadline();
         let drained = last_deadline.max(Instant::now()) + Duration::from_millis(300);
@@ -183,7 +165,7 @@ impl Agent {
             .check
             .map(|it| threads::join_until(it, ended + CONNECTING));
         first_failure = first_failure.and(check.unwrap_or(Ok(())));
-        first_failure.and(pulse).and(self.link.stop(drained))
+        first_failure.and(pulse).and(self.links.stop(drained))
     }
 
     // A broker may send what it had queued for this agent after it has confirmed UNSUBSCRIBE
@@ -203,63 +185,132 @@ impl Agent {
     }
 }
 
-// What takes part in the events of the link, on the mqtt thread.
+// What all connections share.
 struct Parts {
     intake: Arc<Intake>,
     pools: Arc<[Pool<Box<Job>>]>,
-    announcer: Arc<Announcer>,
-    reports: Arc<Reports>,
     streams: Arc<Streams>,
 }
 
-impl Parts {
-    fn take(&self, publisher: &Publisher, event: LinkEvent) {
+// What belongs to one connection: what is said there of this agent, and what comes in.
+#[derive(Clone)]
+struct Post {
+    way: Way,
+    announcer: Arc<Announcer>,
+    reports: Arc<Reports>,
+    parts: Arc<Parts>,
+}
+
+// Starts the connections to the brokers.
+fn connect(
+    settings: &AgentSettings,
+    instance: &Id,
+    parts: &Arc<Parts>,
+) -> Result<(Links, Arc<[Post]>)> {
+    let count = settings.brokers.connections().len();
+    let announcers = (0..count).map(|_| Arc::new(Announcer::new(settings, instance)));
+    let announcers: Vec<Arc<Announcer>> = announcers.collect();
+    let reports = |_| {
+        let who = (&settings.id, instance);
+        let figures = Arc::clone(parts.intake.figures());
+        let (pools, streams) = (Arc::clone(&parts.pools), Arc::clone(&parts.streams));
+        Reports::new(who, settings.stats, figures, pools, streams).map(Arc::new)
+    };
+    let reports = (0..count).map(reports).collect::<Result<Vec<_>>>()?;
+    let mut options = link_options(settings, &announcers[0]);
+    options.subscriptions.extend(parts.streams.subscription());
+    options
+        .subscriptions
+        .push(reports::subscription(&settings.id)?);
+    let posts = Mutex::new(Vec::new());
+    let links = Links::start(options, &settings.brokers, |way| {
+        let post = Post {
+            announcer: Arc::clone(&announcers[way.number]),
+            reports: Arc::clone(&reports[way.number]),
+            parts: Arc::clone(parts),
+            way,
+        };
+        lock(&posts).push(post.clone());
+        Ok(move |_: &Publisher, event| post.take(event))
+    })?;
+    let posts = posts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((links, posts.into()))
+}
+
+impl Post {
+    fn ready(&self) -> std::result::Result<(), String> {
+        self.way.own.ready()?;
+        match self.announcer.is_announced() {
+            true => Ok(()),
+            false => Err("the broker has not taken the presence yet".into()),
+        }
+    }
+
+    // Says what is due.
+    fn tick(&self, now: Moment) {
+        self.announcer.tick(&self.way.own, now);
+        self.reports.tick(&self.way.own, now);
+    }
+
+    // On the mqtt thread.
+    fn take(&self, event: LinkEvent) {
         let now = Moment::now();
+        let (
+            Parts {
+                intake, streams, ..
+            },
+            publisher,
+        ) = (&*self.parts, &self.way.own);
         match event {
             LinkEvent::Ready => {
-                log::info!("ready as agent {}", self.intake.id());
-                match self.streams.limits().max_streams {
+                log::info!("ready as agent {}", intake.id());
+                match streams.limits().max_streams {
                     0 => self.announcer.connected(publisher, now),
                     _ => self.announcer.connecting(now),
                 }
-                self.streams.connected(publisher, Instant::now());
+                streams.connected(&self.way, Instant::now());
                 self.reports.connected();
-                self.intake.catch_up(publisher, now);
+                intake.catch_up(&self.way.any, now);
             }
-            LinkEvent::Message(message) => self.take_message(publisher, message, now),
+            LinkEvent::Message(message) => self.take_message(message, now),
             LinkEvent::Written => {
                 self.announcer.catch_up(publisher, now);
-                self.intake.catch_up(publisher, now);
+                intake.catch_up(&self.way.any, now);
             }
             LinkEvent::Acknowledged(acknowledgement) => {
                 self.announcer.catch_up(publisher, now);
-                self.intake.catch_up(publisher, now);
-                if !self.streams.acknowledged(&acknowledgement) {
+                intake.catch_up(&self.way.any, now);
+                if !streams.acknowledged(&acknowledgement) {
                     refused(publisher, &acknowledgement, &self.announcer, &self.reports);
                 }
             }
             LinkEvent::Down(_) => {
                 self.announcer.disconnected();
-                self.streams.disconnected();
+                streams.disconnected(self.way.number, Instant::now());
                 self.reports.disconnected(now);
             }
             LinkEvent::Granted { .. } | LinkEvent::Refused { .. } => {}
         }
     }
 
-    fn take_message(&self, publisher: &Publisher, message: Message, now: Moment) {
+    fn take_message(&self, message: Message, now: Moment) {
+        let (
+            Parts {
+                intake,
+                streams,
+                pools,
+            },
+            publisher,
+        ) = (&*self.parts, &self.way.own);
         if message.topic == self.announcer.topic() {
             self.announcer.heard(publisher, &message.payload, now);
         } else if self.reports.take(&message) || self.announcer.is_probe(&message) {
             // It is taken.
-        } else if self
-            .streams
-            .take(publisher, &message, |_| false, Instant::now())
-        {
-            let is_open = self.streams.is_open();
+        } else if streams.take(&self.way, &message, |_| false, Instant::now()) {
+            let is_open = streams.is_open(self.way.number);
             self.announcer.takes_streams(publisher, is_open, now);
         } else {
-            self.intake.take(publisher, &self.pools, message, now);
+            intake.take(&self.way, pools, message, now);
         }
     }
 }
@@ -343,7 +394,8 @@ fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions 
         });
     }
     LinkOptions {
-        brokers: settings.brokers.urls().to_vec(),
+        // Each connection has its own.
+        brokers: Vec::new(),
         // Two agents may have the same id by mistake; with the same client id they would throw
         // each other out for ever.
         client_id: format!("recado-agent-{}-{}", settings.id, Id::random()),

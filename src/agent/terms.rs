@@ -44,10 +44,11 @@ pub(super) fn allowed(
 pub(super) fn offer(
     properties: &Properties,
     streams: &Streams,
+    connection: usize,
     settings: &AgentSettings,
 ) -> Result<Option<Offer>, String> {
     let offer = Offer::read(properties).map_err(|bad| bad.to_string())?;
-    let Some(offer) = offer.filter(|_| streams.is_open()) else {
+    let Some(offer) = offer.filter(|_| streams.is_open(connection)) else {
         return Ok(None);
     };
     check_topic(&offer.topic, settings)?;

@@ -18,7 +18,7 @@ use crate::base::pool::{Pool, PoolOptions};
 use crate::base::topic::Topic;
 use crate::http::problem::Outcome;
 use crate::http::{Body, Chunk, Problem, Source};
-use crate::link::{Memory, PublishError, Publisher};
+use crate::link::{Memory, PublishError, Way};
 use crate::stream::{StreamLimits, Streams};
 use crate::wire::reply::{STATUS, error};
 use crate::wire::stream::Offer;
@@ -32,7 +32,7 @@ struct Bench {
     pools: Vec<Pool<Box<Job>>>,
     jobs: Receiver<Box<Job>>,
     sent: Receiver<Message>,
-    publisher: Publisher,
+    way: Way,
     memory: Arc<Memory>,
 }
 
@@ -61,15 +61,15 @@ fn bench() -> Bench {
         pools: (0..2).map(pool).collect(),
         jobs,
         sent,
-        publisher,
+        way: Way::only(&publisher),
         memory,
     }
 }
 
 impl Bench {
     fn take(&self, message: &Message) {
-        let (publisher, message) = (&self.publisher, message.clone());
-        self.intake.take(publisher, &self.pools, message, start());
+        let message = message.clone();
+        self.intake.take(&self.way, &self.pools, message, start());
     }
 
     fn job(&self) -> Box<Job> {
@@ -182,13 +182,13 @@ fn an_error_that_finds_no_place_is_sent_later() {
     bench.take(&request(&[]));
     assert!(bench.is_silent());
     bench.memory.refuse(None);
-    bench.intake.catch_up(&bench.publisher, start());
+    bench.intake.catch_up(&bench.way.own, start());
     assert_eq!(bench.reply(), ("400".into(), Some(Hop::Agent)));
     bench.memory.refuse(Some(PublishError::Busy));
     bench.take(&request(&[]));
     bench.memory.refuse(None);
     let late = start() + Duration::from_secs(60);
-    bench.intake.catch_up(&bench.publisher, late);
+    bench.intake.catch_up(&bench.way.own, late);
     assert!(bench.is_silent(), "nobody waits for it any more");
 }
 
@@ -202,7 +202,7 @@ fn an_answer_that_finds_no_place_is_an_error_that_gateways_understand() {
     let ended = Ended::Answered(response, Spent::default());
     job.end(&ended, Patience::UntilDeadline);
     bench.memory.refuse(None);
-    bench.intake.catch_up(&bench.publisher, start());
+    bench.intake.catch_up(&bench.way.own, start());
     assert_eq!(bench.reply(), ("503".into(), Some(Hop::Agent)));
 }
 

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
+use super::broker::Broker;
 use super::pending::{GaveUp, Pending};
-use super::presence::Presence;
 use crate::base::topic::Topic;
 use crate::front::Client;
 use crate::http::Failure;
-use crate::link::{PublishError, Publisher};
+use crate::link::PublishError;
 use crate::monitor::trace::Away;
 use crate::stream::{Opened, Stream, Why};
 use crate::wire::reply::timing;
@@ -39,10 +39,13 @@ pub(super) struct Reply {
 }
 
 /// A request about to be published.
+#[derive(Clone)]
 pub(super) struct Call {
     pub topic: Topic,
     /// What is published on that topic.
     pub message: Message,
+    /// Whether it changes nothing, so that it may be executed twice (RFC 9110, section 9.2.1).
+    pub only_reads: bool,
     /// Whether a peer that knows no correlation may answer it.
     pub open: bool,
     pub correlation: Correlation,
@@ -63,9 +66,8 @@ impl Inbox {
     /// Errors: it could not be published, nobody replied in time, or the reply is too large.
     pub fn call(
         &self,
-        publisher: &Publisher,
+        broker: &Broker,
         client: &Client<'_>,
-        known: &Presence,
         call: Call,
     ) -> std::result::Result<(Reply, Away), Failure> {
         if call.deadline <= Instant::now() {
@@ -77,11 +79,12 @@ impl Inbox {
             .register(
                 call.correlation,
                 call.open.then(|| call.message.payload.clone()),
+                broker.way.number,
             )
             .map_err(|_| Failure::TooManyWaiting(self.pending.capacity()))?;
-        let published = Instant::now();
+        let (published, known) = (Instant::now(), &broker.presence);
         let topic = call.topic;
-        let sent = publisher.publish(call.message, Some(call.deadline));
+        let sent = broker.way.own.publish(call.message, Some(call.deadline));
         sent.map_err(not_published)?;
         let upload = call.upload;
         let cut = || upload.as_ref().and_then(|stream| stream.aborted());
@@ -127,6 +130,7 @@ impl Inbox {
             queue,
             upstream,
         };
+        broker.note_round_trip(away.total.saturating_sub(queue + upstream));
         Ok((reply, away))
     }
 }

@@ -1,22 +1,24 @@
 //! What the two modes share: the way to the broker and who waits there.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, header};
 
 use super::access::{Caller, Gate};
+use super::broker::Broker;
+use super::brokers::Brokers;
 use super::call::{Call, Inbox, Reply};
 use super::inbox::Inboxes;
-use super::presence::Presence;
 use super::router::{Found, Router};
 use super::settings::GatewaySettings;
 use crate::base::error::Result;
+use crate::base::threads::lock;
 use crate::base::topic::Id;
 use crate::front::Client;
 use crate::http::{Failure, Request, RequestId, Response};
-use crate::link::{Link, LinkEvent, LinkOptions, Publisher};
+use crate::link::{LinkEvent, LinkOptions, Links, Publisher};
 use crate::monitor::Monitor;
 use crate::monitor::trace::{Away, Trace};
 use crate::wire::presence::agent_of;
@@ -28,10 +30,9 @@ const QUEUE: usize = 1024;
 
 /// What every request of this gateway needs.
 pub(super) struct Carrier {
-    pub publisher: Publisher,
+    pub brokers: Arc<Brokers>,
     pub router: Router,
     pub inboxes: Arc<Inboxes>,
-    pub presence: Arc<Presence>,
     pub gate: Gate,
     /// What this gateway calls itself where a request has passed it.
     pub name: String,
@@ -40,68 +41,29 @@ pub(super) struct Carrier {
     /// The longest body that is one message.
     pub whole_bytes: usize,
     pub monitor: Arc<Monitor>,
-    /// The broker, without what is secret.
-    pub broker: String,
     pub started: SystemTime,
 }
 
 impl Carrier {
-    pub fn start(settings: &GatewaySettings) -> Result<(Link, Carrier)> {
+    pub fn start(settings: &GatewaySettings) -> Result<(Links, Carrier)> {
         let id = settings.id.clone().unwrap_or_else(Id::random);
         let router = Router::new(&settings.routes, &settings.names)?;
         let monitor = Arc::new(Monitor::default());
         let inboxes = Inboxes::new(&router, &id, settings, Arc::clone(&monitor))?;
         let inboxes = Arc::new(inboxes);
-        let presence = Arc::new(Presence::default());
-        let options = LinkOptions {
-            brokers: settings.brokers.urls().to_vec(),
-            // A second process with the same client id would throw the first one out.
-            client_id: format!("recado-gateway-{}", Id::random()),
-            session_expiry: Duration::ZERO,
-            keep_alive: settings.keep_alive,
-            max_packet_bytes: packet_limit(settings.http.max_body_bytes),
-            queue: QUEUE.max(settings.max_waiting),
-            queue_bytes: settings.http.buffered_bytes(),
-            proves_topics: true,
-            manual_acknowledgement: false,
-            will: None,
-            subscriptions: inboxes.subscriptions(),
-        };
-        let (received, known) = (Arc::clone(&inboxes), Arc::clone(&presence));
-        let relied_upon = settings.presence;
-        let name = format!("recado-{id}");
-        let counted = Arc::clone(&monitor);
-        let link = Link::start(options, move |publisher, event| match event {
-            LinkEvent::Ready => {
-                log::info!("ready as gateway {id}");
-                counted.metrics.connected();
-                known.connected(relied_upon && publisher.offer().retain);
-                received.streams().connected(publisher, Instant::now());
-                received.probe(publisher);
-            }
-            LinkEvent::Acknowledged(acknowledgement) => received.acknowledged(&acknowledgement),
-            LinkEvent::Message(message) => received.receive(publisher, message, &known),
-            LinkEvent::Down(_) => {
-                known.forget();
-                received.streams().disconnected();
-            }
-            _ => {}
-        })?;
-        let publisher = link.publisher().clone();
+        let (links, brokers) = connect(settings, &id, &inboxes, &monitor)?;
         let shared = Carrier {
-            publisher,
+            brokers: Arc::new(brokers),
             router,
             inboxes,
-            presence,
             gate: Gate::new(settings.access.clone()),
-            name,
+            name: format!("recado-{id}"),
             via: settings.via,
             whole_bytes: settings.http.whole_bytes(),
             monitor,
-            broker: settings.brokers.to_string(),
             started: SystemTime::now(),
         };
-        Ok((link, shared))
+        Ok((links, shared))
     }
 
     /// The same with other routes, names, limits and rules of access.
@@ -109,34 +71,72 @@ impl Carrier {
     /// Errors: routes are in conflict ([`Error::Usage`](crate::base::error::Error::Usage)).
     pub fn with(&self, settings: &GatewaySettings) -> Result<Carrier> {
         Ok(Carrier {
-            publisher: Arc::clone(&self.publisher),
+            brokers: Arc::clone(&self.brokers),
             router: Router::new(&settings.routes, &settings.names)?,
             inboxes: Arc::clone(&self.inboxes),
-            presence: Arc::clone(&self.presence),
             gate: self.gate.with(settings.access.clone()),
             name: self.name.clone(),
             via: settings.via,
             whole_bytes: self.whole_bytes,
             monitor: Arc::clone(&self.monitor),
-            broker: self.broker.clone(),
             started: self.started,
         })
     }
+}
 
-    pub fn ready(&self) -> std::result::Result<(), Failure> {
-        self.publisher.ready().map_err(Failure::NotConnected)?;
-        let inboxes = self.inboxes.check(&self.publisher);
-        inboxes.map_err(Failure::NotReady)?;
-        match self.presence.is_complete() {
-            true => Ok(()),
-            false => Err(self.not_known_yet()),
-        }
-    }
-
-    pub fn not_known_yet(&self) -> Failure {
-        self.inboxes.probe_again(&self.publisher);
-        Failure::NotConnected("the broker has not said yet which agents are there".into())
-    }
+// Starts the connections to the brokers.
+fn connect(
+    settings: &GatewaySettings,
+    id: &Id,
+    inboxes: &Arc<Inboxes>,
+    monitor: &Arc<Monitor>,
+) -> Result<(Links, Brokers)> {
+    let options = LinkOptions {
+        // Each connection has its own.
+        brokers: Vec::new(),
+        // A second process with the same client id would throw the first one out.
+        client_id: format!("recado-gateway-{}", Id::random()),
+        session_expiry: Duration::ZERO,
+        keep_alive: settings.keep_alive,
+        max_packet_bytes: packet_limit(settings.http.max_body_bytes),
+        queue: QUEUE.max(settings.max_waiting),
+        queue_bytes: settings.http.buffered_bytes(),
+        proves_topics: true,
+        manual_acknowledgement: false,
+        will: None,
+        subscriptions: inboxes.subscriptions(),
+    };
+    // What would be still in hand when a connection is lost comes by another one, or never.
+    let are_several = settings.brokers.connections().len() > 1;
+    let brokers = Mutex::new(Vec::new());
+    let links = Links::start(options, &settings.brokers, |way| {
+        let broker = Arc::new(inboxes.broker(way)?);
+        lock(&brokers).push(Arc::clone(&broker));
+        let (id, inboxes, monitor) = (id.clone(), Arc::clone(inboxes), Arc::clone(monitor));
+        let relied_upon = settings.presence;
+        Ok(move |_: &Publisher, event| match event {
+            LinkEvent::Ready => {
+                log::info!("ready as gateway {id}");
+                inboxes.streams().connected(&broker.way, Instant::now());
+                if broker.connected(relied_upon) {
+                    monitor.metrics.reconnected();
+                }
+            }
+            LinkEvent::Acknowledged(said) => inboxes.acknowledged(&broker, &said),
+            LinkEvent::Message(message) => inboxes.receive(&broker, message),
+            LinkEvent::Down(reason) => {
+                broker.presence.forget();
+                let streams = inboxes.streams();
+                streams.disconnected(broker.way.number, Instant::now());
+                if are_several {
+                    inboxes.lost(&broker, &reason);
+                }
+            }
+            _ => {}
+        })
+    })?;
+    let brokers = brokers.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((links, Brokers::new(brokers)))
 }
 
 /// A request that leads to a route.
@@ -166,12 +166,13 @@ impl From<Response> for Answer {
     }
 }
 
-/// Calls, and takes note of what is called and who answers.
+/// Calls through a broker, and takes note of what is called and who answers. What is lost with the broker
+/// is repeated through another one, where that does no harm.
 pub(super) fn call_traced(
     carrier: &Carrier,
     inbox: &Inbox,
-    client: &Client<'_>,
-    call: Call,
+    asked: &Asked<'_>,
+    (broker, call): (&Broker, Call),
     trace: &mut Trace,
 ) -> std::result::Result<(Reply, Away), Failure> {
     trace.agent = agent_of(call.topic.as_str(), "request");
@@ -180,12 +181,41 @@ pub(super) fn call_traced(
         trace.inbox = Some(inbox.topic.clone());
         trace.correlation = Some(call.correlation);
     }
-    let called = inbox.call(&carrier.publisher, client, &carrier.presence, call)?;
+    let called = match carrier.brokers.are_several() && call.upload.is_none() {
+        false => inbox.call(broker, asked.client, call)?,
+        true => call_repeatedly(carrier, inbox, asked, (broker, call))?,
+    };
     let answers = called.0.message.properties.user(AGENT);
     if let Some(id) = answers.and_then(|id| Id::new(id).ok()) {
         trace.agent = Some(id);
     }
     Ok(called)
+}
+
+fn call_repeatedly(
+    carrier: &Carrier,
+    inbox: &Inbox,
+    asked: &Asked<'_>,
+    (mut broker, call): (&Broker, Call),
+) -> std::result::Result<(Reply, Away), Failure> {
+    let brokers = &*carrier.brokers;
+    let sole = broker.presence.sole_server(&call.topic);
+    let mut tried = vec![broker.way.number];
+    loop {
+        let failure = match inbox.call(broker, asked.client, call.clone()) {
+            Err(failure @ (Failure::BrokerLost(_) | Failure::NotConnected(_))) => failure,
+            other => return other,
+        };
+        // What was not sent at all, and what only reads, does no harm when it is executed.
+        let is_unsent = matches!(failure, Failure::NotConnected(_));
+        let harmless = is_unsent || call.only_reads;
+        let next = brokers.for_repeat(&tried, &call.topic, sole.as_deref(), harmless);
+        broker = next.ok_or(failure)?;
+        tried.push(broker.way.number);
+        let name = &broker.way.broker;
+        log::info!("request {}: repeated through {name}", asked.id);
+        carrier.monitor.metrics.repeated();
+    }
 }
 
 pub(super) fn json_response(body: Bytes) -> Response {

@@ -97,7 +97,7 @@ impl Reached<'_> {
         let caller = self.admitted()?;
         let own: Response = match found.endpoint {
             Endpoint::Health => status_document("ok"),
-            Endpoint::Ready => carrier.ready().map(|()| status_document("ready"))?,
+            Endpoint::Ready => carrier.brokers.ready().map(|()| status_document("ready"))?,
             Endpoint::Agents => views::agents(carrier, begun)?,
             Endpoint::Agent => {
                 let id = found.parameter("id").unwrap_or_default();

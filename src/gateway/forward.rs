@@ -8,13 +8,14 @@ use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{StatusCode, Version};
 
-use super::call::{Call, Inbox, Reply};
+use super::broker::Broker;
+use super::brokers::Choice;
+use super::call::{Call, Reply};
 use super::carrier::{Answer, Asked, Carrier, call_traced};
 use super::onward::{Passage, append, ends_here, is_in_a_circle, onward};
 use super::outward::{outward, prefix};
 use super::router::Endpoint;
 use super::settings::Mode;
-use super::table::Target;
 use crate::base::topic::Topic;
 use crate::front::Takes;
 use crate::http::{Body, Failure, Problem, Request, Response, Source};
@@ -31,7 +32,9 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// will be refused anyway need not be read.
 pub(super) fn takes(carrier: &Carrier, head: &Request, now: Instant) -> Takes {
     let streams = carrier.inboxes.streams();
-    match streams.is_open() && !wants_whole(carrier, head, now) {
+    let mut brokers = carrier.brokers.iter();
+    let is_open = brokers.any(|broker| streams.is_open(broker.way.number));
+    match is_open && !wants_whole(carrier, head, now) {
         true => Takes::Stream(streams.limits().inline_bytes.min(carrier.whole_bytes)),
         false => Takes::Whole,
     }
@@ -50,8 +53,8 @@ fn wants_whole(carrier: &Carrier, head: &Request, now: Instant) -> bool {
     let inbox = &carrier.inboxes.of(&carrier.router.routes()[number]).topic;
     let topic = carrier.router.topic(number, &found);
     topic.is_ok_and(|topic| {
-        let target = carrier.presence.http_target(&topic, inbox, now);
-        target == Target::There { streams: false }
+        let choice = carrier.brokers.for_http(&topic, inbox, now);
+        choice.is_ok_and(|choice| !choice.found)
     })
 }
 
@@ -67,7 +70,10 @@ pub(super) fn carry(
     }
     let topic = carrier.router.topic(number, asked.found)?;
     let inbox = carrier.inboxes.of(&carrier.router.routes()[number]);
-    let streams = target(carrier, &topic, inbox, asked.begun)? && client.takes_streams();
+    let brokers = &carrier.brokers;
+    let Choice { broker, found } = brokers.for_http(&topic, &inbox.topic, asked.begun)?;
+    let is_open = carrier.inboxes.streams().is_open(broker.way.number);
+    let streams = found && is_open && client.takes_streams();
     let follows = request.body().stream();
     let upgrade = asked_upgrade(request);
     if upgrade.is_some() && !(streams && follows.is_some()) {
@@ -88,7 +94,7 @@ pub(super) fn carry(
         offer.write(&mut call.message.properties);
     }
     let upload = match follows {
-        Some(source) => Some(upload(carrier, &mut call, source)?),
+        Some(source) => Some(upload(carrier, broker, &mut call, source)?),
         None => None,
     };
     log::debug!(
@@ -99,9 +105,9 @@ pub(super) fn carry(
         call.correlation
     );
     let correlation = call.correlation;
-    let called = call_traced(carrier, inbox, client, call, trace);
+    let called = call_traced(carrier, inbox, asked, (broker, call), trace);
     if streams && matches!(called, Err(Failure::HungUp)) {
-        give_up(carrier, asked, correlation);
+        give_up(carrier, broker, asked, correlation);
     }
     let response = called.and_then(|(reply, away)| {
         let mut response = response(reply, request, upload.as_ref(), upgrade.is_some())?;
@@ -121,27 +127,6 @@ pub(super) fn carry(
         upload.stream().abort(Why::ClientGone);
     }
     response
-}
-
-// Whether all who serve a topic take streams.
-//
-// Errors: nobody is there, or can be asked.
-fn target(
-    carrier: &Carrier,
-    topic: &Topic,
-    inbox: &Inbox,
-    begun: Instant,
-) -> std::result::Result<bool, Failure> {
-    let connected = carrier.publisher.connected();
-    connected.map_err(Failure::NotConnected)?;
-    let readable = carrier.inboxes.check(&carrier.publisher);
-    readable.map_err(Failure::Denied)?;
-    match carrier.presence.http_target(topic, &inbox.topic, begun) {
-        Target::There { streams } => Ok(streams && carrier.inboxes.streams().is_open()),
-        Target::Absent => Err(Failure::NoAgent(topic.to_string())),
-        Target::NotKnownYet => Err(carrier.not_known_yet()),
-        Target::Denied(what) => Err(Failure::Denied(what)),
-    }
 }
 
 // The request as its agent gets it. Not inlined: what it takes of the stack would lie below each request
@@ -174,6 +159,7 @@ fn prepare(
     let mut call = carrier
         .inboxes
         .prepare(inbox, topic, asked.begun, timeout)?;
+    call.only_reads = request.method().is_safe();
     call.message.qos = route.qos;
     call.message.payload = onward.body().to_bytes();
     let properties = &mut call.message.properties;
@@ -199,22 +185,23 @@ fn prepare(
 }
 
 // Whoever executes it for a client that has gone can stop.
-fn give_up(carrier: &Carrier, asked: &Asked<'_>, correlation: Correlation) {
+fn give_up(carrier: &Carrier, broker: &Broker, asked: &Asked<'_>, correlation: Correlation) {
     if let Ok(topic) = carrier.router.topic(asked.route, asked.found) {
-        let agents = carrier.presence.stream_topics(&topic);
+        let agents = broker.presence.stream_topics(&topic);
         let streams = carrier.inboxes.streams();
-        streams.give_up(&carrier.publisher, correlation, &agents);
+        streams.give_up(&broker.way.any, correlation, &agents);
     }
 }
 
 // Lets the body follow, as soon as an agent says that it takes it, and where to.
 fn upload(
     carrier: &Carrier,
+    broker: &Broker,
     call: &mut Call,
     source: &Arc<dyn Source>,
 ) -> std::result::Result<Arc<Opened>, Failure> {
     let streams = carrier.inboxes.streams();
-    let opened = streams.open(call.correlation, &carrier.publisher);
+    let opened = streams.open(call.correlation, &broker.way.any);
     let opened = opened.map_err(|TooMany(limit)| Failure::TooManyStreams(limit))?;
     let opened = Arc::new(opened);
     call.upload = Some(Arc::clone(opened.stream()));

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::broker::Broker;
 use super::call::{Call, Inbox, Reply};
 use super::pending::{Completion, Pending};
-use super::presence::Presence;
-use super::probe::Probe;
 use super::router::Router;
 use super::settings::{GatewaySettings, Mode, Route};
 use crate::base::clock::Moment;
@@ -14,7 +13,7 @@ use crate::base::error::{Error, Result};
 use crate::base::logging::excerpt;
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::http::Failure;
-use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
+use crate::link::{Acknowledgement, Delivery, Publisher, Subscription, Way};
 use crate::monitor::Monitor;
 use crate::monitor::metrics::Dropped;
 use crate::stream::{Streams, TooMany};
@@ -30,7 +29,6 @@ pub(super) struct Inboxes {
     // for all HTTP routes.
     json: Vec<Inbox>,
     http: Inbox,
-    probe: Probe,
     monitor: Arc<Monitor>,
     // Bodies that are no single message.
     streams: Arc<Streams>,
@@ -61,15 +59,9 @@ impl Inboxes {
             let old_peers = Some((response_topic.clone(), request_topic));
             inbox(format!("{response_topic}/{id}"), old_peers)
         });
-        let correlation = || random_correlation().map_err(|why| Error::Usage(why.to_string()));
-        let json = json.collect::<Result<Vec<Inbox>>>()?;
-        let http = inbox(format!("recado/gateways/{id}/response"), None)?;
-        let topics = [&http].into_iter().chain(&json);
-        let topics = topics.map(|inbox| inbox.topic.clone()).collect();
         Ok(Inboxes {
-            json,
-            http,
-            probe: Probe::new(correlation()?, correlation()?, topics),
+            json: json.collect::<Result<_>>()?,
+            http: inbox(format!("recado/gateways/{id}/response"), None)?,
             monitor,
             streams: Streams::new(
                 gateway_topic(id).map_err(|error| Error::Usage(error.to_string()))?,
@@ -167,6 +159,7 @@ impl Inboxes {
                 ..Message::default()
             },
             topic,
+            only_reads: false,
             open: false,
             correlation,
             deadline: begun + timeout,
@@ -175,37 +168,35 @@ impl Inboxes {
         })
     }
 
-    /// Asks the broker what a new connection must know.
-    pub fn probe(&self, publisher: &Publisher) {
-        self.probe.ask(publisher, Instant::now());
-    }
-
-    /// Asks once more, if that took too long.
-    pub fn probe_again(&self, publisher: &Publisher) {
-        self.probe.ask_again(publisher, Instant::now());
-    }
-
-    /// Looks whether replies can reach this gateway.
+    /// What a broker is known by, from now on.
     ///
-    /// Errors: the broker does not let it read one of its inboxes; which.
-    pub fn check(&self, publisher: &Publisher) -> std::result::Result<(), String> {
-        self.probe.ask_again(publisher, Instant::now());
-        match self.probe.unreadable(Instant::now()) {
-            None => Ok(()),
-            Some(inbox) => Err(format!("the broker does not let this gateway read {inbox}")),
+    /// Errors: the system gives no random numbers ([`Error::Usage`]).
+    pub fn broker(&self, way: Way) -> Result<Broker> {
+        let name = || random_correlation().map_err(|why| Error::Usage(why.to_string()));
+        let topics = [&self.http].into_iter().chain(&self.json);
+        let topics = topics.map(|inbox| inbox.topic.clone()).collect();
+        Ok(Broker::new(way, [name()?, name()?], topics))
+    }
+
+    /// Tells all whose requests have gone through a broker that it is lost.
+    pub fn lost(&self, broker: &Broker, reason: &str) {
+        for inbox in self.all() {
+            let connection = broker.way.number;
+            let lost = || Err(Failure::BrokerLost(reason.to_owned()));
+            inbox.pending.lost(connection, lost);
         }
     }
 
     /// Takes what the broker said to a request with QoS 1: who waits for a reply to one that
     /// reached nobody need not wait any longer. Runs on the mqtt thread.
-    pub fn acknowledged(&self, acknowledgement: &Acknowledgement) {
+    pub fn acknowledged(&self, broker: &Broker, acknowledgement: &Acknowledgement) {
         let is_streams = self.streams.acknowledged(acknowledgement);
-        if is_streams || self.probe.acknowledged(acknowledgement) {
+        if is_streams || broker.probe.acknowledged(acknowledgement) {
             return;
         }
         let topic = &acknowledgement.topic;
         let failure = match &acknowledgement.delivery {
-            Delivery::NobodySubscribed if self.probe.tells_absence() => {
+            Delivery::NobodySubscribed if broker.probe.tells_absence() => {
                 Failure::NoAgent(topic.clone())
             }
             Delivery::Taken | Delivery::NobodySubscribed => return,
@@ -225,20 +216,16 @@ impl Inboxes {
     }
 
     /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
-    pub fn receive(&self, publisher: &Publisher, message: Message, known: &Presence) {
-        let now = Instant::now();
+    pub fn receive(&self, broker: &Broker, message: Message) {
+        let (now, known) = (Instant::now(), &broker.presence);
         let is_awaited = |correlation| self.http.pending.awaits(correlation);
-        if self.streams.take(publisher, &message, is_awaited, now) || known.take(&message, now) {
+        let is_streams = self.streams.take(&broker.way, &message, is_awaited, now);
+        if is_streams || known.take(&message, now) || broker.is_back(&message) {
             return;
-        }
-        match self.probe.is_back(&message) {
-            None => {}
-            Some(true) => return known.complete(Instant::now()),
-            Some(false) => return,
         }
         self.log(&message);
         let topic = message.topic.clone();
-        let (kind, why) = match self.deliver(publisher, message, known) {
+        let (kind, why) = match self.deliver(broker, message) {
             Ok(Completion::Delivered) => return,
             Ok(Completion::Late(by)) => (Dropped::Late, format!("late by {} ms", by.as_millis())),
             Ok(Completion::Unknown) => (Dropped::Unknown, "nobody waits for it".into()),
@@ -254,11 +241,11 @@ impl Inboxes {
     // Errors: it is none that could be used; why.
     fn deliver(
         &self,
-        publisher: &Publisher,
+        broker: &Broker,
         message: Message,
-        known: &Presence,
     ) -> std::result::Result<Completion, (Dropped, String)> {
         let unused = |kind, why: &str| Err((kind, why.to_owned()));
+        let known = &broker.presence;
         if message.retain {
             return unused(Dropped::Retained, "it is retained, so it is from before");
         }
@@ -277,7 +264,7 @@ impl Inboxes {
                 if let Some((_, request_topic)) = old_peers {
                     known.answered(request_topic, Instant::now());
                 }
-                let reply = self.reply(publisher, message, correlation);
+                let reply = self.reply(&broker.way.any, message, correlation);
                 Ok(inbox.pending.complete(correlation, reply, Instant::now()))
             }
             (Some(None), _) => Ok(Completion::Unknown),
@@ -388,6 +375,7 @@ mod tests {
                 ..Message::default()
             },
             topic,
+            only_reads: false,
             open: false,
             correlation: Correlation([correlation; 16]),
             deadline: Instant::now() + timeout,
@@ -402,13 +390,14 @@ mod tests {
     fn answered(
         answer: impl Fn(&Inboxes, Message) + Sync,
     ) -> std::result::Result<Message, Failure> {
-        let (inboxes, known) = (inboxes(), Presence::default());
+        let inboxes = inboxes();
         let (sent, publisher, _) = Memory::start();
+        let broker = inboxes.broker(Way::only(&publisher)).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| answer(&inboxes, sent.recv_timeout(LONG).unwrap()));
             let reply = inboxes
                 .http
-                .call(&publisher, &Client::patient(), &known, call(1, LONG));
+                .call(&broker, &Client::patient(), call(1, LONG));
             reply.map(|(reply, _)| reply.message)
         })
     }
@@ -425,8 +414,8 @@ mod tests {
     #[test]
     fn a_reply_finds_who_waits_for_it_and_nothing_else_does() {
         let reply = answered(|inboxes, request| {
-            let known = Presence::default();
             let (_, publisher, _) = Memory::start();
+            let broker = inboxes.broker(Way::only(&publisher)).unwrap();
             let inbox = inboxes.http.topic.to_string();
             let mut foreign = reply_to(&request, &inbox);
             foreign.properties.correlation_data = Some(Bytes::from_static(b"another"));
@@ -435,15 +424,14 @@ mod tests {
             let elsewhere = reply_to(&request, "api/ping/response");
             for wrong in [foreign, retained, elsewhere] {
                 inboxes.receive(
-                    &publisher,
+                    &broker,
                     Message {
                         payload: Bytes::new(),
                         ..wrong
                     },
-                    &known,
                 );
             }
-            inboxes.receive(&publisher, reply_to(&request, &inbox), &known);
+            inboxes.receive(&broker, reply_to(&request, &inbox));
         });
         assert_eq!(reply.unwrap().payload, "pong");
     }
@@ -452,11 +440,16 @@ mod tests {
     fn what_the_broker_refuses_need_not_be_waited_for() {
         let refused = |delivery: Delivery| {
             answered(move |inboxes, request| {
-                inboxes.acknowledged(&Acknowledgement {
-                    topic: request.topic,
-                    correlation_data: request.properties.correlation_data,
-                    delivery: delivery.clone(),
-                });
+                let (_, publisher, _) = Memory::start();
+                let broker = inboxes.broker(Way::only(&publisher)).unwrap();
+                inboxes.acknowledged(
+                    &broker,
+                    &Acknowledgement {
+                        topic: request.topic,
+                        correlation_data: request.properties.correlation_data,
+                        delivery: delivery.clone(),
+                    },
+                );
             })
         };
         let denied = refused(Delivery::Refused("NotAuthorized".into())).unwrap_err();
@@ -465,11 +458,12 @@ mod tests {
 
     #[test]
     fn a_call_that_can_not_succeed_fails_at_once() {
-        let (inboxes, known, client) = (inboxes(), Presence::default(), Client::patient());
+        let (inboxes, client) = (inboxes(), Client::patient());
         let (sent, publisher, memory) = Memory::start();
+        let broker = inboxes.broker(Way::only(&publisher)).unwrap();
         let call = |timeout| {
             let call = call(1, timeout);
-            let reply = inboxes.http.call(&publisher, &client, &known, call);
+            let reply = inboxes.http.call(&broker, &client, call);
             reply.map(|_| ()).unwrap_err()
         };
         assert_eq!(call(Duration::ZERO), Failure::TooLate);
@@ -480,7 +474,7 @@ mod tests {
         assert_eq!(call(LONG), Failure::NotConnected("gone".into()));
         memory.refuse(Some(PublishError::Busy));
         assert!(matches!(call(LONG), Failure::Stalled(_)));
-        let _ticket = inboxes.http.pending.register(Correlation([2; 16]), None);
+        let _ticket = inboxes.http.pending.register(Correlation([2; 16]), None, 0);
         assert_eq!(call(LONG), Failure::TooManyWaiting(1));
     }
 }

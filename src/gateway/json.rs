@@ -5,7 +5,6 @@ use serde_json::value::RawValue;
 
 use super::carrier::{Answer, Asked, Carrier, call_traced, json_response};
 use super::forward;
-use super::table::Target;
 use crate::http::{Failure, Problem, Request};
 use crate::monitor::trace::Trace;
 use crate::wire::json::{REQUEST_ID, ask, read_json_reply, wrap_response};
@@ -20,7 +19,6 @@ pub(super) fn carry(
         route: number,
         found,
         request,
-        client,
         id,
         begun,
         ..
@@ -28,19 +26,9 @@ pub(super) fn carry(
     let route = &carrier.router.routes()[number];
     let topic = carrier.router.topic(number, found)?;
     let inbox = carrier.inboxes.of(route);
-    if carrier.publisher.connected().is_ok() {
-        carrier
-            .inboxes
-            .check(&carrier.publisher)
-            .map_err(Failure::Denied)?;
-        match carrier.presence.json_target(&topic, &inbox.topic, begun) {
-            Target::Absent => return Err(Failure::NoAgent(topic.to_string())),
-            Target::Denied(what) => return Err(Failure::Denied(what)),
-            Target::There { .. } | Target::NotKnownYet => {}
-        }
-    }
-    let timeout = forward::timeout(request, route.timeout);
     let payload = payload(request)?;
+    let choice = carrier.brokers.for_json(&topic, &inbox.topic, begun)?;
+    let timeout = forward::timeout(request, route.timeout);
     let mut call = carrier.inboxes.prepare(inbox, topic, begun, timeout)?;
     log::debug!("request {id}: asked as {:?}", call.correlation);
     let named = (REQUEST_ID.to_owned(), id.to_string());
@@ -49,7 +37,7 @@ pub(super) fn carry(
     call.message.qos = route.qos;
     // Equal requests to different topics are not equal.
     call.open = route.request_topic.parameters().count() == 0;
-    let (reply, away) = call_traced(carrier, inbox, client, call, trace)?;
+    let (reply, away) = call_traced(carrier, inbox, asked, (choice.broker, call), trace)?;
     let reply =
         read_json_reply(&reply.message).map_err(|bad| Failure::BadReply(bad.to_string()))?;
     if let Some(hop) = reply.error {

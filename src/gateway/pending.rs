@@ -36,6 +36,8 @@ struct Table<T> {
 
 struct Waiter<T> {
     sequence: u64,
+    // What its request has gone through.
+    connection: usize,
     // Where a peer that knows no correlation may answer it.
     request: Option<Arc<Asked>>,
     reply: Sender<T>,
@@ -93,13 +95,14 @@ impl<T> Pending<T> {
     }
 
     /// Registers a caller. `request` is the JSON that it asks, if a peer may answer that without
-    /// correlation, `None` if only a correlated reply will do.
+    /// correlation, `None` if only a correlated reply will do; `connection` is what it goes through.
     ///
     /// Errors: the table is [`Full`].
     pub fn register(
         &self,
         correlation: Correlation,
         request: Option<Bytes>,
+        connection: usize,
     ) -> Result<Ticket<'_, T>, Full> {
         let (sender, receiver) = crossbeam_channel::bounded(1);
         let mut table = lock(&self.table);
@@ -118,6 +121,7 @@ impl<T> Pending<T> {
         let request = request.map(Arc::new);
         let waiter = Waiter {
             sequence,
+            connection,
             request,
             reply: sender,
         };
@@ -170,6 +174,19 @@ impl<T> Pending<T> {
         match waiter {
             Some(waiter) => waiter.deliver(reply),
             None => Completion::Unknown,
+        }
+    }
+
+    /// Tells all whose requests have gone through a connection that it is lost.
+    pub fn lost(&self, connection: usize, reply: impl Fn() -> T) {
+        let mut table = lock(&self.table);
+        let its = table.waiters.iter();
+        let its = its.filter(|(_, waiter)| waiter.connection == connection);
+        let its: Vec<Correlation> = its.map(|(correlation, _)| *correlation).collect();
+        for correlation in its {
+            if let Some(waiter) = table.remove(correlation) {
+                waiter.deliver(reply());
+            }
         }
     }
 
@@ -299,8 +316,8 @@ mod tests {
     #[test]
     fn each_reply_reaches_its_own_caller_once() {
         let pending = Pending::new(8);
-        let first = pending.register(id(1), None).unwrap();
-        let second = pending.register(id(2), None).unwrap();
+        let first = pending.register(id(1), None, 0).unwrap();
+        let second = pending.register(id(2), None, 0).unwrap();
         let now = Instant::now();
         assert_eq!(pending.complete(id(2), "two", now), Completion::Delivered);
         assert_eq!(pending.complete(id(1), "one", now), Completion::Delivered);
@@ -314,7 +331,7 @@ mod tests {
     #[test]
     fn a_late_reply_is_told_from_a_foreign_one() {
         let pending: Pending<u32> = Pending::new(8);
-        let ticket = pending.register(id(1), None).unwrap();
+        let ticket = pending.register(id(1), None, 0).unwrap();
         assert_eq!(ticket.wait(NO_TIME), None);
         let later = Instant::now() + Duration::from_secs(5);
         let Completion::Late(by) = pending.complete(id(1), 1, later) else {
@@ -325,21 +342,33 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_on_a_lost_connection_is_told() {
+        let pending = Pending::new(8);
+        let first = pending.register(id(1), None, 0).unwrap();
+        let second = pending.register(id(2), Some(request("ping")), 1).unwrap();
+        pending.lost(1, || "lost");
+        assert_eq!(second.wait(NO_TIME), Some("lost"));
+        assert_eq!(pending.len(), 1);
+        pending.complete(id(1), "one", Instant::now());
+        assert_eq!(first.wait(NO_TIME), Some("one"));
+    }
+
+    #[test]
     fn a_full_table_refuses_and_a_dropped_ticket_frees_its_place() {
         let pending: Pending<u32> = Pending::new(1);
-        let ticket = pending.register(id(1), None).unwrap();
-        assert_eq!(pending.register(id(2), None).err(), Some(Full));
+        let ticket = pending.register(id(1), None, 0).unwrap();
+        assert_eq!(pending.register(id(2), None, 0).err(), Some(Full));
         drop(ticket);
-        assert!(pending.register(id(2), None).is_ok());
+        assert!(pending.register(id(2), None, 0).is_ok());
     }
 
     #[test]
     fn without_correlation_the_oldest_equal_request_is_answered() {
         let pending = Pending::new(8);
-        let ping_1 = pending.register(id(1), Some(request("ping"))).unwrap();
-        let other = pending.register(id(2), Some(request("other"))).unwrap();
-        let ping_2 = pending.register(id(3), Some(request("ping"))).unwrap();
-        let closed = pending.register(id(4), None).unwrap();
+        let ping_1 = pending.register(id(1), Some(request("ping")), 0).unwrap();
+        let other = pending.register(id(2), Some(request("other")), 0).unwrap();
+        let ping_2 = pending.register(id(3), Some(request("ping")), 0).unwrap();
+        let closed = pending.register(id(4), None, 0).unwrap();
         let to = |word| Received::Request(request(word));
         assert_eq!(
             pending.complete_oldest(&to("ping"), 1),
@@ -391,7 +420,7 @@ mod tests {
                         if tickets.contains_key(&who) || answered.contains_key(&who) {
                             continue;
                         }
-                        let result = pending.register(id(who), open.then(|| word(who)));
+                        let result = pending.register(id(who), open.then(|| word(who)), 0);
                         prop_assert_eq!(result.is_ok(), tickets.len() < 6);
                         if let Ok(ticket) = result {
                             tickets.insert(who, ticket);

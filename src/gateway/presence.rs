@@ -6,10 +6,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
-use super::seen::Seen;
-use super::table::{Lost, Table, Target};
+use super::seen::{Seen, Shown};
+use super::table::{Table, Target};
 use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic};
 use crate::wire::Message;
@@ -28,28 +26,6 @@ const SAYS_SO: Duration = Duration::from_millis(200);
 /// How long after everything seems to be said what is missing is still waited for: nothing obliges a
 /// broker to send retained messages before others, and rmqtt sends them from a task of their own.
 const STRAGGLERS: Duration = Duration::from_secs(1);
-
-/// Who is there, and who has vanished.
-#[derive(Debug, Serialize)]
-pub(super) struct Shown {
-    pub agents: Vec<Seen>,
-    /// How many there are besides.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub more_agents: usize,
-    pub lost: Vec<Lost>,
-}
-
-fn is_zero(number: &usize) -> bool {
-    *number == 0
-}
-
-fn show(table: &mut Table, now: Instant, most: usize) -> Shown {
-    Shown {
-        agents: table.seen(now, most),
-        more_agents: table.count.saturating_sub(most),
-        lost: table.lost(now),
-    }
-}
 
 /// Who is there, as far as the broker has said.
 #[derive(Default)]
@@ -126,14 +102,19 @@ impl Presence {
 
     // The table, once what is sought is there or need not be waited for any longer. Blocks only in the
     // first second of a connection.
-    fn search(&self, now: Instant, is_there: impl Fn(&Table) -> bool) -> MutexGuard<'_, Table> {
+    fn search(
+        &self,
+        now: Instant,
+        waits: bool,
+        is_there: impl Fn(&Table) -> bool,
+    ) -> MutexGuard<'_, Table> {
         let mut table = lock(&self.table);
         table.end_the_silent(now);
         let since = table.complete.filter(|_| !table.forgetful);
         let left = since.map_or(Duration::ZERO, |since| {
             (since + STRAGGLERS).saturating_duration_since(now)
         });
-        if left.is_zero() || is_there(&table) {
+        if !waits || left.is_zero() || is_there(&table) {
             return table;
         }
         let is_missing = |table: &mut Table| table.complete.is_some() && !is_there(table);
@@ -143,7 +124,7 @@ impl Presence {
 
     /// Everybody who is there.
     pub fn agents(&self, now: Instant) -> Shown {
-        show(&mut self.search(now, |_| false), now, usize::MAX)
+        Shown::of(&mut self.search(now, true, |_| false), now, usize::MAX)
     }
 
     /// Everybody who is known to be there now, without waiting for who might be.
@@ -151,20 +132,21 @@ impl Presence {
     pub fn agents_known(&self, now: Instant, most: usize) -> Shown {
         let mut table = lock(&self.table);
         table.end_the_silent(now);
-        show(&mut table, now, most)
+        Shown::of(&mut table, now, most)
     }
 
     /// One agent, if it is there.
     pub fn agent(&self, id: &str, now: Instant) -> Option<Seen> {
-        let table = self.search(now, |table| table.agents.contains_key(id));
+        let table = self.search(now, true, |table| table.agents.contains_key(id));
         let first = table.agents.get(id)?.first()?;
         Some(Seen::of(first, now))
     }
 
     /// Whether a request on this topic, in HTTP mode, finds anybody: there every agent announces
-    /// itself, so who isn't known isn't there. It is answered on `inbox`.
-    pub fn http_target(&self, topic: &Topic, inbox: &Topic, now: Instant) -> Target {
-        let table = self.search(now, |table| table.serves(topic, inbox).is_some());
+    /// itself, so who isn't known isn't there. It is answered on `inbox`. `waits`: for who may be announced
+    /// in a moment.
+    pub fn http_target(&self, topic: &Topic, inbox: &Topic, now: Instant, waits: bool) -> Target {
+        let table = self.search(now, waits, |table| table.serves(topic, inbox).is_some());
         match (table.serves(topic, inbox), table.complete.is_some()) {
             (Some(found), _) => found,
             (None, true) if table.forgetful => Target::There { streams: false },
@@ -188,6 +170,25 @@ impl Presence {
                 *last = now;
                 Target::There { streams: false }
             }
+        }
+    }
+
+    /// Whether somebody who has announced itself serves this topic.
+    pub fn is_served(&self, topic: &Topic) -> bool {
+        let table = lock(&self.table);
+        let mut known = table.agents.values().flatten();
+        known.any(|known| known.serves(topic.as_str()))
+    }
+
+    /// The instance of the agent that serves this topic, if only one does.
+    pub fn sole_server(&self, topic: &Topic) -> Option<String> {
+        let table = lock(&self.table);
+        let known = table.agents.values().flatten();
+        let mut serving = known.filter(|known| known.serves(topic.as_str()));
+        let first = serving.next()?;
+        match serving.next() {
+            None => Some(first.announcement.instance.clone()),
+            Some(_) => None,
         }
     }
 
@@ -280,38 +281,38 @@ mod tests {
         let now = Instant::now();
         let requests = topic("recado/agents/demo/request");
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::NotKnownYet
         );
         presence.complete(long_ago());
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::Absent
         );
         let at = "recado/agents/demo/presence";
         assert!(presence.update(at, &announcement("demo", &[requests.as_str()]), now));
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::There { streams: false }
         );
         assert_eq!(
-            presence.http_target(&topic("x/y"), &inbox(), now),
+            presence.http_target(&topic("x/y"), &inbox(), now, true),
             Target::Absent
         );
         assert!(presence.update(at, b"", now));
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::Absent
         );
         presence.forget();
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::NotKnownYet
         );
         presence.connected(false);
         presence.complete(long_ago());
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::There { streams: false }
         );
     }
@@ -324,7 +325,7 @@ mod tests {
         // It could be waited for much longer than any test takes.
         presence.complete(now + Duration::from_secs(3600));
         std::thread::scope(|scope| {
-            let asks = || presence.http_target(&requests, &inbox(), now);
+            let asks = || presence.http_target(&requests, &inbox(), now, true);
             let asked = [scope.spawn(asks), scope.spawn(asks)];
             for (id, topics) in [("other", "x"), ("demo", requests.as_str())] {
                 let at = format!("recado/agents/{id}/presence");
@@ -339,7 +340,7 @@ mod tests {
         });
         presence.complete(now - STRAGGLERS + Duration::from_millis(5));
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::Absent
         );
     }
@@ -411,7 +412,7 @@ mod tests {
         let at = "recado/agents/demo/presence";
         let target = |seconds| {
             let now = begun + Duration::from_secs(seconds);
-            presence.http_target(&requests, &inbox(), now)
+            presence.http_target(&requests, &inbox(), now, true)
         };
         let announce = |seconds| {
             let now = begun + Duration::from_secs(seconds);
@@ -481,13 +482,13 @@ mod tests {
         for (denied, verb) in [(requests.as_str(), "read"), (inbox().as_str(), "write")] {
             presence.update(at, &saying(serde_json::json!({ "denied": [denied] })), now);
             let expected = format!("the broker does not let agent demo {verb} {denied}");
-            let target = presence.http_target(&requests, &inbox(), now);
+            let target = presence.http_target(&requests, &inbox(), now, true);
             assert_eq!(target, Target::Denied(expected.clone()));
             assert_eq!(presence.denied(&requests, &inbox()), Some(expected));
         }
         presence.update(at, &saying(serde_json::json!({ "denied": ["other"] })), now);
         assert_eq!(
-            presence.http_target(&requests, &inbox(), now),
+            presence.http_target(&requests, &inbox(), now, true),
             Target::There { streams: false }
         );
         assert_eq!(presence.denied(&requests, &inbox()), None);

@@ -82,6 +82,11 @@ impl Probe {
         }
     }
 
+    /// When it asked last, on this connection.
+    pub fn asked(&self) -> Option<Instant> {
+        lock(&self.answers).asked
+    }
+
     /// Asks once more where a message to itself has not come back; a broker may drop it, for
     /// example behind more retained messages than it queues.
     pub fn ask_again(&self, publisher: &Publisher, now: Instant) {

@@ -23,7 +23,7 @@ const MAX_SERVICES: usize = 2000;
 /// What a scrape gets.
 pub(super) fn metrics(carrier: &Carrier, headers: &HeaderMap) -> Result<Response, Failure> {
     let view = View::of(carrier);
-    let is_ready = carrier.ready().is_ok();
+    let is_ready = carrier.brokers.ready().is_ok();
     // It only fails where a string can't be written to.
     let scraped = scrape(headers, move |sheet| write(sheet, &view, is_ready));
     let (kind, sheet) = scraped.map_err(|_| Failure::Defect)?;
@@ -36,7 +36,7 @@ pub(super) fn metrics(carrier: &Carrier, headers: &HeaderMap) -> Result<Response
 fn write(sheet: &mut Sheet<'_>, view: &View, is_ready: bool) -> fmt::Result {
     let View {
         monitor,
-        publisher,
+        brokers,
         inboxes,
         ..
     } = view;
@@ -51,7 +51,6 @@ fn write(sheet: &mut Sheet<'_>, view: &View, is_ready: bool) -> fmt::Result {
         [(build, 1.0)],
     )?;
     monitor.metrics.write(sheet)?;
-    let connected = f64::from(publisher.connected().is_ok());
     for (name, help, value) in [
         (
             "recado_waiting_requests",
@@ -69,11 +68,6 @@ fn write(sheet: &mut Sheet<'_>, view: &View, is_ready: bool) -> fmt::Result {
             monitor.live.viewers() as f64,
         ),
         (
-            "recado_broker_connected",
-            "Whether there is a connection to the broker",
-            connected,
-        ),
-        (
             "recado_ready",
             "Whether requests can be answered, as /readyz says",
             f64::from(is_ready),
@@ -81,12 +75,18 @@ fn write(sheet: &mut Sheet<'_>, view: &View, is_ready: bool) -> fmt::Result {
     ] {
         sheet.gauge(name, help, value)?;
     }
+    let connected = brokers.iter().map(|it| {
+        let is_up = f64::from(it.way.own.connected().is_ok());
+        ([("broker", it.way.broker.as_str())], is_up)
+    });
+    sheet.gauges(
+        "recado_broker_connected",
+        "Whether there is a connection to the broker",
+        connected,
+    )?;
     agents(
         sheet,
-        &view
-            .presence
-            .agents_known(Instant::now(), usize::MAX)
-            .agents,
+        &view.brokers.agents_known(Instant::now(), usize::MAX).agents,
     )?;
     let taken = taken();
     for (name, help, value) in [

@@ -1,5 +1,6 @@
 //! Agents as others are shown them: who is there, what each says of its work, and who has vanished.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -47,6 +48,51 @@ impl Seen {
             work: known.work.clone(),
         }
     }
+}
+
+/// Who is there, and who has vanished.
+#[derive(Debug, Serialize)]
+pub(super) struct Shown {
+    pub agents: Vec<Seen>,
+    /// How many there are besides.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_agents: usize,
+    pub lost: Vec<Lost>,
+}
+
+impl Shown {
+    /// What a table has, but no more agents than `most`.
+    pub fn of(table: &mut Table, now: Instant, most: usize) -> Shown {
+        Shown {
+            agents: table.seen(now, most),
+            more_agents: table.count.saturating_sub(most),
+            lost: table.lost(now),
+        }
+    }
+
+    /// Takes those of another broker who are not here yet.
+    pub fn add(&mut self, other: Shown) {
+        let name = |it: &Seen| (it.announcement.id.clone(), it.announcement.instance.clone());
+        let known: HashSet<_> = self.agents.iter().map(name).collect();
+        let new = other
+            .agents
+            .into_iter()
+            .filter(|it| !known.contains(&name(it)));
+        self.agents.extend(new);
+        self.agents.sort_by_key(name);
+        self.more_agents = self.more_agents.max(other.more_agents);
+        let is_new = |lost: &Lost| !self.lost.iter().any(|known| known.agent == lost.agent);
+        let lost: Vec<Lost> = other.lost.into_iter().filter(is_new).collect();
+        self.lost.extend(lost);
+        // Whoever is still at one broker is not lost.
+        let agents = &self.agents;
+        let is_there = |lost: &Lost| agents.iter().any(|it| it.announcement.id == lost.agent);
+        self.lost.retain(|lost| !is_there(lost));
+    }
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 fn millis(duration: Duration) -> u64 {

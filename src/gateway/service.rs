@@ -13,7 +13,7 @@ use crate::base::error::Result;
 use crate::base::threads::{self, lock};
 use crate::front::{Client, Exchange, Front, FrontKind, Handler, Takes, bind, guarded, tiny};
 use crate::http::{Request, Response};
-use crate::link::{self, Link};
+use crate::link::{self, Links};
 use crate::monitor::Monitor;
 use crate::stream::{Streams, Why};
 use crate::wire::stream::agent_at;
@@ -21,7 +21,7 @@ use crate::wire::stream::agent_at;
 /// A running gateway.
 pub struct Gateway {
     front: Box<dyn Front>,
-    link: Link,
+    links: Links,
     monitor: Arc<Monitor>,
     streams: Arc<Streams>,
     // Looks after the time of streams.
@@ -71,19 +71,19 @@ impl Gateway {
     /// The broker need not be there yet.
     ///
     /// Errors: the address is taken ([`Error::Listen`](crate::base::error::Error::Listen)), routes are in conflict
-    /// ([`Error::Usage`](crate::base::error::Error::Usage)), or what [`Link::start`] and the fronts return.
+    /// ([`Error::Usage`](crate::base::error::Error::Usage)), or what [`Links::start`] and the fronts return.
     pub fn start(settings: GatewaySettings) -> Result<Gateway> {
         let listener = bind(settings.listen)?;
         warn_if_open(&settings);
-        let (link, carrier) = Carrier::start(&settings)?;
-        let (streams, presence) = (carrier.inboxes.streams(), Arc::clone(&carrier.presence));
+        let (links, carrier) = Carrier::start(&settings)?;
+        let (streams, brokers) = (carrier.inboxes.streams(), Arc::clone(&carrier.brokers));
         let streams = Arc::clone(streams);
         let watched = Arc::clone(&streams);
         let watch = streams.watch(move |now| {
-            if presence.somebody_left(now) {
+            if brokers.somebody_left(now) {
                 let is_gone = |peer: &str| {
                     let agent = agent_at(peer);
-                    agent.is_some_and(|(id, instance)| !presence.is_there(id, instance))
+                    agent.is_some_and(|(id, instance)| !brokers.is_there(id, instance))
                 };
                 watched.abort_where(Why::PeerGone, is_gone);
             }
@@ -100,7 +100,7 @@ impl Gateway {
         log::info!("listening on http://{}", front.address());
         Ok(Gateway {
             front,
-            link,
+            links,
             monitor,
             streams,
             watch,
@@ -127,13 +127,13 @@ impl Gateway {
 
     /// Whether requests can be answered; if not, why.
     pub fn ready(&self) -> std::result::Result<(), String> {
-        let ready = present(&self.carriers).ready();
+        let ready = present(&self.carriers).brokers.ready();
         ready.map_err(|failure| failure.to_string())
     }
 
-    /// Whether the thread goes on that all requests need, the `mqtt` thread.
+    /// Whether the threads go on that requests need, the `mqtt` threads.
     pub fn is_alive(&self) -> bool {
-        self.link.is_alive()
+        self.links.are_alive()
     }
 
     /// Goes on with other settings, without losing a request: each is answered with those that there were
@@ -154,8 +154,7 @@ impl Gateway {
             fixed.push("[http]".to_owned());
             next.http = settings.http.clone();
         }
-        self.link.set_brokers(next.brokers.urls().to_vec());
-        self.link.return_to_first();
+        self.links.reload(&next.brokers);
         let mut longest = lock(&self.longest);
         *longest = longest.max(next.longest_timeout());
         // Whoever looks may be one who may not any more: the page asks again.
@@ -179,7 +178,7 @@ impl Gateway {
         let ended = drained + Duration::from_secs(1);
         let streams = self.streams.stop(ended);
         let watched = threads::join_until(self.watch, ended);
-        let left = self.link.stop(drained);
+        let left = self.links.stop(drained);
         served.and(streams).and(watched).and(left)
     }
 }

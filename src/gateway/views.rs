@@ -7,14 +7,13 @@ use http::{HeaderValue, Method, header};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::brokers::Brokers;
 use super::carrier::{Carrier, json_response};
 use super::inbox::Inboxes;
-use super::presence::Presence;
 use crate::base::logging::excerpt;
 use crate::base::version;
 use crate::front::Client;
 use crate::http::{Body, Failure, Request, Response};
-use crate::link::Publisher;
 use crate::monitor::Monitor;
 use crate::monitor::histogram::Histogram;
 use crate::monitor::live::{SHOWN, unix_millis};
@@ -27,9 +26,8 @@ const MAX_SHOWN: usize = 200;
 #[derive(Clone)]
 pub(super) struct View {
     pub monitor: Arc<Monitor>,
-    pub publisher: Publisher,
     pub inboxes: Arc<Inboxes>,
-    pub presence: Arc<Presence>,
+    pub brokers: Arc<Brokers>,
     pub started: SystemTime,
 }
 
@@ -37,9 +35,8 @@ impl View {
     pub fn of(carrier: &Carrier) -> View {
         View {
             monitor: Arc::clone(&carrier.monitor),
-            publisher: Arc::clone(&carrier.publisher),
             inboxes: Arc::clone(&carrier.inboxes),
-            presence: Arc::clone(&carrier.presence),
+            brokers: Arc::clone(&carrier.brokers),
             started: carrier.started,
         }
     }
@@ -47,14 +44,14 @@ impl View {
 
 /// Everybody who is there.
 pub(super) fn agents(carrier: &Carrier, now: Instant) -> Result<Response, Failure> {
-    carrier.ready()?;
-    Ok(document(&carrier.presence.agents(now)))
+    carrier.brokers.ready()?;
+    Ok(document(&carrier.brokers.agents(now)))
 }
 
 /// One of them.
 pub(super) fn agent(carrier: &Carrier, id: &str, now: Instant) -> Result<Response, Failure> {
-    carrier.ready()?;
-    match carrier.presence.agent(id, now) {
+    carrier.brokers.ready()?;
+    match carrier.brokers.agent(id, now) {
         Some(agent) => Ok(document(&agent)),
         None => Err(Failure::UnknownAgent(excerpt(id.as_bytes()).to_string())),
     }
@@ -96,7 +93,7 @@ fn hello(carrier: &Carrier) -> Value {
     json!({
         "gateway": carrier.name,
         "version": version::NUMBER,
-        "broker": carrier.broker,
+        "broker": carrier.brokers.names(),
         "inbox": carrier.inboxes.http_topic().as_str(),
         "ping": carrier.router.has_ping(),
         "bounds_ms": Histogram::bounds_ms(),
@@ -105,12 +102,12 @@ fn hello(carrier: &Carrier) -> Value {
 }
 
 fn state(view: &View) -> Value {
-    let (monitor, connected) = (&view.monitor, view.publisher.ready());
+    let (monitor, connected) = (&view.monitor, view.brokers.connected());
     let errors = HOPS.iter().zip(monitor.metrics.errors());
     let errors: serde_json::Map<String, Value> = errors
         .map(|(hop, count)| (hop.as_str().to_owned(), json!(count)))
         .collect();
-    let shown = view.presence.agents_known(Instant::now(), MAX_SHOWN);
+    let shown = view.brokers.agents_known(Instant::now(), MAX_SHOWN);
     json!({
         "time": unix_millis(),
         "connected": connected.is_ok(),

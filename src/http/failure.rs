@@ -106,6 +106,8 @@ pub enum Failure {
     NotConnected(String),
     /// The broker takes no more at the moment, for this reason.
     Stalled(String),
+    /// The broker was lost while it was on its way, for this reason.
+    BrokerLost(String),
     /// It is larger than what the broker or this program carries.
     RequestTooLarge(String),
     /// The broker does not do what it needs.
@@ -203,7 +205,7 @@ impl Failure {
             }
             F::RequestTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, Broker, NotExecuted),
             F::NotSupported(_) | F::Denied(_) => (StatusCode::BAD_GATEWAY, Broker, NotExecuted),
-            F::DeniedMeanwhile(_) => (StatusCode::BAD_GATEWAY, Broker, Unknown),
+            F::DeniedMeanwhile(_) | F::BrokerLost(_) => (StatusCode::BAD_GATEWAY, Broker, Unknown),
 
             F::NoAgent(_) => (StatusCode::SERVICE_UNAVAILABLE, Agent, NotExecuted),
             F::UnknownAgent(_) => (StatusCode::NOT_FOUND, Agent, NotExecuted),
@@ -298,6 +300,9 @@ impl fmt::Display for Failure {
 
             F::NotConnected(why) => write!(f, "there is no connection to the broker: {why}"),
             F::Stalled(why) => write!(f, "the broker takes no more at the moment: {why}"),
+            F::BrokerLost(why) => {
+                write!(f, "the broker was lost while the request was on its way: {why}")
+            }
             F::RequestTooLarge(why) => write!(f, "the request can't be carried: {why}"),
 
             F::NoAgent(what) => write!(f, "no agent that serves {what} is there"),
@@ -413,6 +418,7 @@ mod tests {
             (F::NoEvents, "501 gateway not-executed"),
             (F::NotConnected(words()), "503 broker not-executed"),
             (F::Stalled(words()), "503 broker not-executed"),
+            (F::BrokerLost(words()), "502 broker unknown"),
             (F::RequestTooLarge(words()), "413 broker not-executed"),
             (F::NotSupported(words()), "502 broker not-executed"),
             (F::Denied(words()), "502 broker not-executed"),

@@ -52,13 +52,21 @@ impl Link {
         options: LinkOptions,
         on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
     ) -> Result<Link> {
+        Link::run(Arc::new(Outlet::new(options)), on_event)
+    }
+
+    /// The same for an outlet that others may have already.
+    pub(super) fn run(
+        outlet: Arc<Outlet>,
+        on_event: impl FnMut(&Publisher, LinkEvent) + Send + 'static,
+    ) -> Result<Link> {
+        let options = outlet.options();
         // Of these the runtime is what is kept: each connection has a client of its own.
         let first = &options.brokers[0];
-        let own = mqtt_options(&options, first, options.will.as_ref(), None)?;
+        let own = mqtt_options(options, first, options.will.as_ref(), None)?;
         let (_, connection) = Client::new(own, 1);
         let turns = Arc::new(Mutex::new(Turns::new(options.brokers.clone())));
         let beat = Arc::new(Mutex::new(Instant::now()));
-        let outlet = Arc::new(Outlet::new(options));
         let publisher: Publisher = outlet.clone();
         let (trigger, stop) = threads::stop_signal();
         let (on_unsubscribed, unsubscribed) = crossbeam_channel::bounded(16);

@@ -82,7 +82,8 @@ pub struct Metrics {
     dropped: [AtomicU64; Dropped::ALL.len()],
     // By the client, and by where they came from.
     cut: [AtomicU64; 2],
-    connections: AtomicU64,
+    reconnects: AtomicU64,
+    repeated: AtomicU64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -176,9 +177,14 @@ impl Metrics {
         self.dropped[why as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// There is a connection to the broker.
-    pub fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
+    /// There is a connection to a broker again.
+    pub fn reconnected(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request was sent once more, through another broker.
+    pub fn repeated(&self) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many requests have ended.
@@ -244,8 +250,13 @@ impl Metrics {
         )?;
         sheet.counter(
             "recado_reconnects",
-            "Connections to the broker after the first one",
-            load(&self.connections).saturating_sub(1),
+            "Connections to a broker after the first one",
+            load(&self.reconnects),
+        )?;
+        sheet.counter(
+            "recado_repeated_requests",
+            "Requests that were sent once more, through another broker, since one was lost",
+            load(&self.repeated),
         )
     }
 }

@@ -1,11 +1,11 @@
 //! The streams of one program, by correlation, and the thread that looks after their time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::connections::Connections;
 use super::flight::Flight;
 use super::limits::{StreamLimits, TooMany};
 use super::lingering::{Ended, Lingering};
@@ -15,7 +15,7 @@ use crate::base::error::Result;
 use crate::base::pool::{Pool, PoolOptions};
 use crate::base::threads::{self, lock};
 use crate::base::topic::{Topic, TopicFilter};
-use crate::link::{Acknowledgement, Delivery, Publisher, Subscription};
+use crate::link::{Acknowledgement, Delivery, Publisher, Subscription, Way};
 use crate::wire::stream::{Offer, Piece, STREAM, agent_at, is_for_streams, is_probe, probe};
 use crate::wire::{Correlation, Message, Qos};
 
@@ -38,7 +38,7 @@ pub struct Streams {
     topic: Topic,
     own_topic: Arc<str>,
     flight: Arc<Flight>,
-    is_open: AtomicBool,
+    connections: Connections,
     // Those that send bodies on. A program's other threads are not for that: a thousand event
     // streams must not leave a short request without one.
     threads: Pool<Work>,
@@ -53,7 +53,6 @@ struct State {
     lingering: Lingering,
     // What ends a request that has no stream yet, while it is executed.
     cutters: HashMap<Correlation, Cutter>,
-    is_connected: bool,
     is_stopped: bool,
 }
 
@@ -73,7 +72,7 @@ impl Streams {
             topic,
             flight: Arc::new(flight),
             limits,
-            is_open: AtomicBool::new(false),
+            connections: Connections::default(),
             threads: Pool::new(
                 PoolOptions {
                     name: "stream",
@@ -119,9 +118,9 @@ impl Streams {
         lock(&self.state).streams.len()
     }
 
-    /// Whether messages for its streams reach this program: a message to itself has come back.
-    pub fn is_open(&self) -> bool {
-        self.is_open.load(Ordering::SeqCst)
+    /// Whether messages for its streams reach this program on a connection: one to itself has come back.
+    pub fn is_open(&self, connection: usize) -> bool {
+        self.connections.is_open(connection)
     }
 
     /// Opens one for a request.
@@ -195,7 +194,7 @@ impl Streams {
     /// have overtaken the message that tells of it. Runs on the mqtt thread.
     pub fn take(
         &self,
-        publisher: &Publisher,
+        way: &Way,
         message: &Message,
         is_awaited: impl Fn(Correlation) -> bool,
         now: Instant,
@@ -204,7 +203,7 @@ impl Streams {
             return false;
         }
         if is_probe(message) {
-            self.is_open.store(true, Ordering::SeqCst);
+            self.connections.opened(way.number);
             return true;
         }
         let (correlation, piece) = match Piece::read(message) {
@@ -227,7 +226,7 @@ impl Streams {
             }
             // They are sent again.
             None if is_awaited(correlation) => {}
-            None => self.take_unknown(publisher, correlation, &piece, message),
+            None => self.take_unknown(&way.any, correlation, &piece, message),
         }
         if self.flight.has_place_again() {
             self.all().iter().for_each(Stream::go_on);
@@ -291,21 +290,27 @@ impl Streams {
     }
 
     /// There is a connection: what was on its way on the old one is sent again.
-    pub fn connected(&self, publisher: &Publisher, now: Instant) {
-        lock(&self.state).is_connected = true;
-        self.flight.forget_round_trip();
+    pub fn connected(&self, way: &Way, now: Instant) {
+        self.connections.made(way.number);
         if self.limits.max_streams > 0 {
-            let _ = publisher.publish(probe(&self.topic), None);
+            let _ = way.own.publish(probe(&self.topic), None);
         }
-        for stream in self.all() {
-            stream.reconnected(now);
+        self.send_again(now);
+    }
+
+    /// It is lost. What was on its way is sent again if there is another one.
+    pub fn disconnected(&self, connection: usize, now: Instant) {
+        self.connections.lost(connection);
+        if self.connections.is_any() {
+            self.send_again(now);
         }
     }
 
-    /// There is none any more.
-    pub fn disconnected(&self) {
-        self.is_open.store(false, Ordering::SeqCst);
-        lock(&self.state).is_connected = false;
+    fn send_again(&self, now: Instant) {
+        self.flight.forget_round_trip();
+        for stream in self.all() {
+            stream.reconnected(now);
+        }
     }
 
     /// Gives up those whose peer is so.
@@ -340,7 +345,7 @@ impl Streams {
         let streams = Arc::clone(self);
         threads::spawn("streams", 128, move || {
             while streams.wait() {
-                let is_connected = lock(&streams.state).is_connected;
+                let is_connected = streams.connections.is_any();
                 let now = Instant::now();
                 each(now);
                 for stream in streams.all() {
@@ -449,14 +454,14 @@ mod tests {
         };
         for topic in NOT_STREAMS {
             let message = asked_from(question(), topic);
-            assert!(streams().take(&publisher, &message, |_| false, Instant::now()));
+            assert!(streams().take(&Way::only(&publisher), &message, |_| false, Instant::now()));
             assert!(sent.is_empty(), "{topic}");
         }
         for topic in ["recado/agents/a/streams/1", "recado/gateways/h/streams"] {
             let message = asked_from(question(), topic);
-            streams().take(&publisher, &message, |_| true, Instant::now());
+            streams().take(&Way::only(&publisher), &message, |_| true, Instant::now());
             assert!(sent.is_empty(), "its first message is still to come");
-            streams().take(&publisher, &message, |_| false, Instant::now());
+            streams().take(&Way::only(&publisher), &message, |_| false, Instant::now());
             let answer = sent.try_recv().unwrap();
             assert_eq!(answer.topic, topic);
             assert!(matches!(
@@ -475,12 +480,12 @@ mod tests {
         let credit = || Piece::Credit { got: 0, window: 10 };
         for topic in NOT_STREAMS.into_iter().chain([OWN]) {
             let message = asked_from(credit(), topic);
-            streams.take(&publisher, &message, |_| false, Instant::now());
+            streams.take(&Way::only(&publisher), &message, |_| false, Instant::now());
             assert_eq!(opened.stream().peer(), None, "{topic}");
         }
         let agent = "recado/agents/a/streams/1";
         streams.take(
-            &publisher,
+            &Way::only(&publisher),
             &asked_from(credit(), agent),
             |_| false,
             Instant::now(),

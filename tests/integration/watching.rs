@@ -72,8 +72,9 @@ fn what_is_counted_can_be_scraped() {
     assert!(sample(&sheet, failed) >= Some(1.0));
     let total = r#"recado_request_duration_seconds_count{hop="upstream"}"#;
     assert_eq!(sample(&sheet, total), Some(2.0));
+    let connected = format!("recado_broker_connected{{broker=\"{}\"}}", broker.url());
     for (name, value) in [
-        ("recado_broker_connected", 1.0),
+        (connected.as_str(), 1.0),
         ("recado_ready", 1.0),
         ("recado_waiting_requests", 0.0),
         ("recado_reconnects_total", 0.0),
