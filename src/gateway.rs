@@ -15,6 +15,7 @@ mod forward;
 mod hosts;
 mod inbox;
 mod json;
+mod known;
 mod onward;
 mod outward;
 pub mod pending;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::broker::Broker;
-use super::seen::{Seen, Shown};
+use super::seen::{Seen, Shown, Wanted};
 use crate::base::topic::Topic;
 use crate::http::Failure;
 
@@ -147,22 +147,28 @@ impl Brokers {
         others.filter(fits).min_by_key(|broker| broker.round_trip())
     }
 
-    /// Everybody who is there, each once.
-    pub fn agents(&self, now: Instant) -> Shown {
-        let mut shown = self.all[0].presence.agents(now);
+    /// Those who are there, each once.
+    pub fn agents(&self, wanted: &Wanted, now: Instant) -> Shown {
+        let mut shown = self.all[0].presence.agents(wanted, now);
         for broker in &self.all[1..] {
-            shown.add(broker.presence.agents(now));
+            shown.add(broker.presence.agents(wanted, now));
         }
         shown
     }
 
-    /// The same as far as is known now, without waiting for who might be. No more of them than `most`.
-    pub fn agents_known(&self, now: Instant, most: usize) -> Shown {
-        let mut shown = self.all[0].presence.agents_known(now, most);
+    /// The same as far as is known now, without waiting for who might be.
+    pub fn agents_known(&self, wanted: &Wanted, now: Instant) -> Shown {
+        let mut shown = self.all[0].presence.agents_known(wanted, now);
         for broker in &self.all[1..] {
-            shown.add(broker.presence.agents_known(now, most));
+            shown.add(broker.presence.agents_known(wanted, now));
         }
         shown
+    }
+
+    /// How many are there, and how many of them are silent, at the broker that knows most.
+    pub fn states(&self, now: Instant) -> (usize, usize) {
+        let states = self.iter().map(|broker| broker.presence.states(now));
+        states.max().unwrap_or_default()
     }
 
     /// One agent, if it is there.

@@ -98,7 +98,7 @@ impl Reached<'_> {
         let own: Response = match found.endpoint {
             Endpoint::Health => status_document("ok"),
             Endpoint::Ready => carrier.brokers.ready().map(|()| status_document("ready"))?,
-            Endpoint::Agents => views::agents(carrier, begun)?,
+            Endpoint::Agents => views::agents(carrier, request, begun)?,
             Endpoint::Agent => {
                 let id = found.parameter("id").unwrap_or_default();
                 views::agent(carrier, id, begun)?

@@ -6,8 +6,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::seen::{Seen, Shown};
-use super::table::{Table, Target};
+use super::seen::{Seen, Shown, Wanted};
+use super::table::{MAX_AGENTS, Table, Target};
 use crate::base::threads::lock;
 use crate::base::topic::{Id, Topic};
 use crate::wire::Message;
@@ -15,6 +15,8 @@ use crate::wire::presence::{Announcement, GOODBYE, agent_of};
 use crate::wire::stats::Stats;
 use crate::wire::stream::agent_topic;
 
+/// How many agents of a service are told that a client has gone; the others see it by their deadline.
+const MAX_TOLD: usize = 64;
 /// How often a request goes through to a JSON route whose announced agents have all left: an old
 /// peer, which announces nothing, may have taken their place.
 const BENEFIT_OF_DOUBT: Duration = Duration::from_secs(5);
@@ -28,13 +30,26 @@ const SAYS_SO: Duration = Duration::from_millis(200);
 const STRAGGLERS: Duration = Duration::from_secs(1);
 
 /// Who is there, as far as the broker has said.
-#[derive(Default)]
 pub(super) struct Presence {
     table: Mutex<Table>,
     changed: Condvar,
 }
 
+impl Default for Presence {
+    fn default() -> Presence {
+        Presence::new(MAX_AGENTS)
+    }
+}
+
 impl Presence {
+    /// Takes note of so many agents.
+    pub fn new(most: usize) -> Presence {
+        Presence {
+            table: Mutex::new(Table::new(most)),
+            changed: Condvar::new(),
+        }
+    }
+
     /// Takes what an agent says of itself, or of its work. Returns whether it was that.
     pub fn take(&self, message: &Message, now: Instant) -> bool {
         let (topic, payload) = (&message.topic, &message.payload);
@@ -122,24 +137,28 @@ impl Presence {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Everybody who is there.
-    pub fn agents(&self, now: Instant) -> Shown {
-        Shown::of(&mut self.search(now, true, |_| false), now, usize::MAX)
+    /// Those who are there.
+    pub fn agents(&self, wanted: &Wanted, now: Instant) -> Shown {
+        Shown::of(&mut self.search(now, true, |_| false), wanted, now)
     }
 
-    /// Everybody who is known to be there now, without waiting for who might be.
-    /// No more of them than `most`.
-    pub fn agents_known(&self, now: Instant, most: usize) -> Shown {
+    /// Those who are known to be there now, without waiting for who might be.
+    pub fn agents_known(&self, wanted: &Wanted, now: Instant) -> Shown {
         let mut table = lock(&self.table);
         table.end_the_silent(now);
-        Shown::of(&mut table, now, most)
+        Shown::of(&mut table, wanted, now)
+    }
+
+    /// How many are there, and how many of them are silent.
+    pub fn states(&self, now: Instant) -> (usize, usize) {
+        lock(&self.table).states(now)
     }
 
     /// One agent, if it is there.
     pub fn agent(&self, id: &str, now: Instant) -> Option<Seen> {
-        let table = self.search(now, true, |table| table.agents.contains_key(id));
-        let first = table.agents.get(id)?.first()?;
-        Some(Seen::of(first, now))
+        let table = self.search(now, true, |table| table.twins(id).next().is_some());
+        let (_, first) = table.twins(id).next()?;
+        Some(Seen::of(id, first, now))
     }
 
     /// Whether a request on this topic, in HTTP mode, finds anybody: there every agent announces
@@ -176,31 +195,28 @@ impl Presence {
     /// Whether somebody who has announced itself serves this topic.
     pub fn is_served(&self, topic: &Topic) -> bool {
         let table = lock(&self.table);
-        let mut known = table.agents.values().flatten();
-        known.any(|known| known.serves(topic.as_str()))
+        table.servers(topic.as_str()).next().is_some()
     }
 
     /// The instance of the agent that serves this topic, if only one does.
     pub fn sole_server(&self, topic: &Topic) -> Option<String> {
         let table = lock(&self.table);
-        let known = table.agents.values().flatten();
-        let mut serving = known.filter(|known| known.serves(topic.as_str()));
-        let first = serving.next()?;
+        let mut serving = table.servers(topic.as_str());
+        let (_, first) = serving.next()?;
         match serving.next() {
-            None => Some(first.announcement.instance.clone()),
+            None => Some(first.instance.to_string()),
             Some(_) => None,
         }
     }
 
-    /// Where those who serve this topic take what belongs to streams.
+    /// Where those who serve this topic take what belongs to streams; of many, some.
     pub fn stream_topics(&self, topic: &Topic) -> Vec<String> {
         let table = lock(&self.table);
-        let known = table.agents.values().flatten();
-        let serving =
-            known.filter(|known| known.announcement.streams && known.serves(topic.as_str()));
-        let topics = serving.filter_map(|known| {
-            let id = Id::new(&*known.announcement.id).ok()?;
-            agent_topic(&id, &known.announcement.instance).ok()
+        let serving = table.servers(topic.as_str());
+        let serving = serving.filter(|(_, known)| known.terms().streams);
+        let topics = serving.take(MAX_TOLD).filter_map(|(id, known)| {
+            let id = Id::new(id).ok()?;
+            agent_topic(&id, &known.instance).ok()
         });
         topics.map(|topic| topic.to_string()).collect()
     }
@@ -217,8 +233,8 @@ impl Presence {
     /// Whether this agent is known to be there.
     pub fn is_there(&self, id: &str, instance: &str) -> bool {
         let table = lock(&self.table);
-        let mut twins = table.agents.get(id).into_iter().flatten();
-        twins.any(|known| known.announcement.instance == instance)
+        let mut twins = table.twins(id);
+        twins.any(|(_, known)| *known.instance == *instance)
     }
 
     /// What the broker denies all who serve this topic, if it does: a request that is on its way to
@@ -242,255 +258,4 @@ impl Presence {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::table::MAX_TWINS;
-    use super::*;
-
-    fn announcement(id: &str, topics: &[&str]) -> Vec<u8> {
-        serde_json::to_vec(&Announcement {
-            id: id.into(),
-            services: vec!["web".into()],
-            since: "2026-01-01T00:00:00Z".into(),
-            version: "1".into(),
-            topics: topics.iter().map(|name| (*name).to_owned()).collect(),
-            instance: "1".into(),
-            refresh_s: None,
-            stats_ms: None,
-            denied: Vec::new(),
-            streams: false,
-            leaving: false,
-        })
-        .unwrap()
-    }
-
-    fn long_ago() -> Instant {
-        Instant::now().checked_sub(STRAGGLERS).unwrap()
-    }
-
-    fn inbox() -> Topic {
-        topic("recado/gateways/g/response")
-    }
-
-    fn topic(text: &str) -> Topic {
-        Topic::new(text).unwrap()
-    }
-
-    #[test]
-    fn who_is_known_is_there_until_it_leaves() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        let requests = topic("recado/agents/demo/request");
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::NotKnownYet
-        );
-        presence.complete(long_ago());
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::Absent
-        );
-        let at = "recado/agents/demo/presence";
-        assert!(presence.update(at, &announcement("demo", &[requests.as_str()]), now));
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::There { streams: false }
-        );
-        assert_eq!(
-            presence.http_target(&topic("x/y"), &inbox(), now, true),
-            Target::Absent
-        );
-        assert!(presence.update(at, b"", now));
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::Absent
-        );
-        presence.forget();
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::NotKnownYet
-        );
-        presence.connected(false);
-        presence.complete(long_ago());
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::There { streams: false }
-        );
-    }
-
-    #[test]
-    fn who_is_announced_last_is_waited_for_at_the_beginning() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        let requests = topic("recado/agents/demo/request");
-        // It could be waited for much longer than any test takes.
-        presence.complete(now + Duration::from_secs(3600));
-        std::thread::scope(|scope| {
-            let asks = || presence.http_target(&requests, &inbox(), now, true);
-            let asked = [scope.spawn(asks), scope.spawn(asks)];
-            for (id, topics) in [("other", "x"), ("demo", requests.as_str())] {
-                let at = format!("recado/agents/{id}/presence");
-                presence.update(&at, &announcement(id, &[topics]), now);
-            }
-            for target in asked {
-                assert_eq!(target.join().unwrap(), Target::There { streams: false });
-            }
-            let unknown = scope.spawn(|| presence.agent("unknown", now));
-            presence.forget();
-            assert!(unknown.join().unwrap().is_none());
-        });
-        presence.complete(now - STRAGGLERS + Duration::from_millis(5));
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::Absent
-        );
-    }
-
-    #[test]
-    fn garbage_announces_nobody() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        for payload in [&b"x"[..], b"{}", b"null", &announcement("other", &[])] {
-            assert!(presence.update("recado/agents/demo/presence", payload, now));
-        }
-        assert!(!presence.update("recado/agents/a b/presence", &announcement("a b", &[]), now));
-        assert!(!presence.update("somewhere/else", b"", now));
-        assert!(presence.agents(now).agents.is_empty());
-    }
-
-    #[test]
-    fn old_peers_have_the_benefit_of_the_doubt() {
-        let presence = Presence::default();
-        presence.complete(long_ago());
-        let now = Instant::now();
-        let at = "recado/agents/demo/presence";
-        let ping = topic("api/ping/request");
-        assert_eq!(
-            presence.json_target(&ping, &inbox(), now),
-            Target::There { streams: false }
-        );
-        presence.update(at, &announcement("demo", &[ping.as_str()]), now);
-        presence.update(at, b"", now);
-        assert_eq!(presence.json_target(&ping, &inbox(), now), Target::Absent);
-        assert_eq!(
-            presence.json_target(&topic("other"), &inbox(), now),
-            Target::There { streams: false }
-        );
-        let later = now + BENEFIT_OF_DOUBT;
-        assert_eq!(
-            presence.json_target(&ping, &inbox(), later),
-            Target::There { streams: false }
-        );
-        assert_eq!(presence.json_target(&ping, &inbox(), later), Target::Absent);
-        presence.answered(&ping, now);
-        assert_eq!(
-            presence.json_target(&ping, &inbox(), later),
-            Target::Absent,
-            "a last reply"
-        );
-        presence.answered(&ping, later);
-        assert_eq!(
-            presence.json_target(&ping, &inbox(), later),
-            Target::There { streams: false }
-        );
-    }
-
-    // An announcement with further members.
-    fn saying(further: serde_json::Value) -> Vec<u8> {
-        let announcement = announcement("demo", &["recado/agents/demo/request"]);
-        let mut value: serde_json::Value = serde_json::from_slice(&announcement).unwrap();
-        let further = further.as_object().unwrap().clone();
-        value.as_object_mut().unwrap().extend(further);
-        serde_json::to_vec(&value).unwrap()
-    }
-
-    #[test]
-    fn who_is_silent_for_too_long_is_gone() {
-        let presence = Presence::default();
-        presence.complete(long_ago());
-        let begun = Instant::now();
-        let requests = topic("recado/agents/demo/request");
-        let at = "recado/agents/demo/presence";
-        let target = |seconds| {
-            let now = begun + Duration::from_secs(seconds);
-            presence.http_target(&requests, &inbox(), now, true)
-        };
-        let announce = |seconds| {
-            let now = begun + Duration::from_secs(seconds);
-            presence.update(at, &saying(serde_json::json!({ "refresh_s": 20 })), now);
-        };
-        announce(0);
-        assert_eq!(target(49), Target::There { streams: false });
-        announce(20);
-        assert_eq!(target(69), Target::There { streams: false });
-        assert_eq!(target(70), Target::Absent);
-        let much_later = begun + Duration::from_secs(70);
-        assert!(presence.agents(much_later).agents.is_empty());
-        let now = begun + Duration::from_secs(71);
-        assert_eq!(
-            presence.json_target(&requests, &inbox(), now),
-            Target::Absent
-        );
-        announce(80);
-        assert_eq!(target(81), Target::There { streams: false });
-        // Old agents say it once.
-        presence.update(at, &saying(serde_json::json!({ "instance": "old" })), begun);
-        assert_eq!(target(1_000_000), Target::There { streams: false });
-    }
-
-    #[test]
-    fn two_with_one_id_are_two() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        let at = "recado/agents/demo/presence";
-        for instance in ["1", "2", "1"] {
-            presence.update(
-                at,
-                &saying(serde_json::json!({ "instance": instance })),
-                now,
-            );
-        }
-        let instances = || {
-            let agents = presence.agents(now).agents.into_iter();
-            agents
-                .map(|it| it.announcement.instance)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(instances(), ["1", "2"]);
-        let goodbye = serde_json::json!({ "instance": "1", "leaving": true });
-        presence.update(at, &saying(goodbye), now);
-        assert_eq!(instances(), ["2"]);
-        for number in 0..100 {
-            let instance = number.to_string();
-            presence.update(
-                at,
-                &saying(serde_json::json!({ "instance": instance })),
-                now,
-            );
-        }
-        assert_eq!(instances().len(), MAX_TWINS);
-        presence.update(at, b"", now);
-        assert!(instances().is_empty());
-        assert_eq!(lock(&presence.table).count, 0);
-    }
-
-    #[test]
-    fn what_the_broker_denies_an_agent_is_said() {
-        let presence = Presence::default();
-        let now = Instant::now();
-        let requests = topic("recado/agents/demo/request");
-        let at = "recado/agents/demo/presence";
-        for (denied, verb) in [(requests.as_str(), "read"), (inbox().as_str(), "write")] {
-            presence.update(at, &saying(serde_json::json!({ "denied": [denied] })), now);
-            let expected = format!("the broker does not let agent demo {verb} {denied}");
-            let target = presence.http_target(&requests, &inbox(), now, true);
-            assert_eq!(target, Target::Denied(expected.clone()));
-            assert_eq!(presence.denied(&requests, &inbox()), Some(expected));
-        }
-        presence.update(at, &saying(serde_json::json!({ "denied": ["other"] })), now);
-        assert_eq!(
-            presence.http_target(&requests, &inbox(), now, true),
-            Target::There { streams: false }
-        );
-        assert_eq!(presence.denied(&requests, &inbox()), None);
-    }
-}
+mod tests;

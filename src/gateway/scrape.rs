@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, header};
 
+use super::brokers::Brokers;
 use super::carrier::Carrier;
-use super::seen::{Seen, State};
+use super::seen::{Seen, Wanted};
 use super::views::View;
 use crate::base::process::{taken, unix_seconds};
 use crate::base::version;
@@ -84,10 +85,7 @@ fn write(sheet: &mut Sheet<'_>, view: &View, is_ready: bool) -> fmt::Result {
         "Whether there is a connection to the broker",
         connected,
     )?;
-    agents(
-        sheet,
-        &view.brokers.agents_known(Instant::now(), usize::MAX).agents,
-    )?;
+    agents(sheet, brokers)?;
     let taken = taken();
     for (name, help, value) in [
         (
@@ -122,19 +120,23 @@ fn write(sheet: &mut Sheet<'_>, view: &View, is_ready: bool) -> fmt::Result {
 }
 
 // What agents say of their work.
-fn agents(sheet: &mut Sheet<'_>, agents: &[Seen]) -> fmt::Result {
-    let count = |state| agents.iter().filter(|it| it.state == state).count() as f64;
+fn agents(sheet: &mut Sheet<'_>, brokers: &Brokers) -> fmt::Result {
+    let now = Instant::now();
+    let agents = brokers
+        .agents_known(&Wanted::first(MAX_LABELLED), now)
+        .agents;
+    let (all, silent) = brokers.states(now);
     sheet.gauges(
         "recado_agents",
         "Agents that are there, by whether they say in time what they do",
         [
-            ([("state", "ready")], count(State::Ready)),
-            ([("state", "silent")], count(State::Silent)),
+            ([("state", "ready")], (all - silent) as f64),
+            ([("state", "silent")], silent as f64),
         ],
     )?;
     // Of several with one id, the one that said something last.
     let mut shown: BTreeMap<&str, &Seen> = BTreeMap::new();
-    for agent in agents {
+    for agent in &agents {
         let best = shown.entry(&agent.announcement.id).or_insert(agent);
         let rank = |it: &Seen| (it.work.is_none(), it.last_seen_ms);
         if rank(agent) < rank(best) {

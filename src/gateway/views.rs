@@ -10,15 +10,20 @@ use serde_json::{Value, json};
 use super::brokers::Brokers;
 use super::carrier::{Carrier, json_response};
 use super::inbox::Inboxes;
+use super::seen::Wanted;
 use crate::base::logging::excerpt;
 use crate::base::version;
 use crate::front::Client;
+use crate::http::bad_request::BadRequest;
 use crate::http::{Body, Failure, Request, Response};
 use crate::monitor::Monitor;
 use crate::monitor::histogram::Histogram;
 use crate::monitor::live::{SHOWN, unix_millis};
 use crate::monitor::metrics::HOPS;
 
+/// How many agents a list has unless more or less are asked for, and how many it may have.
+const PAGE: usize = 1000;
+const MAX_PAGE: usize = 10_000;
 /// How many agents the page is told of.
 const MAX_SHOWN: usize = 200;
 
@@ -42,10 +47,55 @@ impl View {
     }
 }
 
-/// Everybody who is there.
-pub(super) fn agents(carrier: &Carrier, now: Instant) -> Result<Response, Failure> {
+/// Those who are there, in pages.
+pub(super) fn agents(
+    carrier: &Carrier,
+    request: &Request,
+    now: Instant,
+) -> Result<Response, Failure> {
+    let wanted = wanted(request.uri().query().unwrap_or_default())?;
     carrier.brokers.ready()?;
-    Ok(document(&carrier.brokers.agents(now)))
+    let shown = carrier.brokers.agents(&wanted, now);
+    let mut response = document(&shown);
+    // RFC 8288, section 3.
+    if let Some(next) = &shown.next {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.append_pair("after", next);
+        query.append_pair("limit", &wanted.limit.to_string());
+        if let Some(service) = &wanted.service {
+            query.append_pair("service", service);
+        }
+        let link = format!("</agents?{}>; rel=\"next\"", query.finish());
+        if let Ok(link) = HeaderValue::from_str(&link) {
+            response.headers_mut().insert(header::LINK, link);
+        }
+    }
+    Ok(response)
+}
+
+// What a query asks for.
+//
+// Errors: it can't be answered; why.
+fn wanted(query: &str) -> Result<Wanted, Failure> {
+    let mut wanted = Wanted::first(PAGE);
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*name {
+            "limit" => {
+                let limit = value
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=MAX_PAGE).contains(limit));
+                wanted.limit = limit.ok_or_else(|| {
+                    BadRequest::new("limit is how many agents to list, from 1 to 10000")
+                })?;
+            }
+            "after" => wanted.after = value.into_owned(),
+            "service" => wanted.service = Some(value.into_owned()),
+            // Whatever else it says is for somebody else.
+            _ => {}
+        }
+    }
+    Ok(wanted)
 }
 
 /// One of them.
@@ -107,7 +157,9 @@ fn state(view: &View) -> Value {
     let errors: serde_json::Map<String, Value> = errors
         .map(|(hop, count)| (hop.as_str().to_owned(), json!(count)))
         .collect();
-    let shown = view.brokers.agents_known(Instant::now(), MAX_SHOWN);
+    let shown = view
+        .brokers
+        .agents_known(&Wanted::first(MAX_SHOWN), Instant::now());
     json!({
         "time": unix_millis(),
         "connected": connected.is_ok(),

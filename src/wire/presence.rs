@@ -67,17 +67,18 @@ impl Announcement {
         (is_short && read.topics.len() <= MAX_TOPICS).then_some(read)
     }
 
-    /// Whether it should have said something, if that was so long ago.
-    pub fn is_overdue(&self, since: Duration) -> bool {
-        let every = Duration::from_millis(self.stats_ms.unwrap_or(0));
+    /// Whether one that says what it does every so many milliseconds should have done so, if it did so
+    /// long ago.
+    pub fn is_overdue(stats_ms: Option<u64>, since: Duration) -> bool {
+        let every = Duration::from_millis(stats_ms.unwrap_or(0));
         // Two may be lost, or come late.
         !every.is_zero() && since > every.saturating_mul(5) / 2
     }
 
-    /// For how long it holds; `None`: until it is taken back.
-    pub fn holds(&self) -> Option<Duration> {
+    /// For how long one holds that is said again after so many seconds; `None`: until it is taken back.
+    pub fn holds(refresh_s: Option<u64>) -> Option<Duration> {
         // Two may be lost, or come late.
-        let refresh = Duration::from_secs(self.refresh_s?.min(MAX_REFRESH_S));
+        let refresh = Duration::from_secs(refresh_s?.min(MAX_REFRESH_S));
         Some(refresh * 5 / 2)
     }
 }
