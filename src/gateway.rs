@@ -18,6 +18,7 @@ mod json;
 mod known;
 mod onward;
 mod outward;
+mod part;
 pub mod pending;
 mod presence;
 mod probe;
@@ -31,9 +32,11 @@ mod template;
 mod users;
 mod views;
 
+pub use part::Part;
 pub use service::Gateway;
 pub use settings::{
-    Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Host, Mode, Names, OWN_PATHS, Route, Token,
+    Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Host, Mode, Names, OWN_PATHS,
+    PresenceSettings, Route, Token,
 };
 pub use template::TopicTemplate;
 pub use users::{User, Users};

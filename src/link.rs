@@ -13,6 +13,7 @@ mod links;
 mod memory;
 mod outbox;
 mod outlet;
+mod prefix;
 mod proxy;
 mod publish;
 mod session;
@@ -28,6 +29,7 @@ pub(crate) use brokers::list;
 pub use brokers::{BrokerMode, Brokers};
 pub use connection::{Link, check};
 pub use links::{Links, Way};
+pub use prefix::Prefix;
 pub use proxy::ProxyUrl;
 pub use publish::{
     Acknowledgement, Delivery, LinkEvent, LinkOptions, Offer, Pieces, Publish, PublishError,

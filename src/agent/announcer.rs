@@ -88,6 +88,7 @@ impl Announcer {
                 ),
                 denied: Vec::new(),
                 streams: false,
+                remembers: settings.brokers.are_used_at_once(),
                 leaving: false,
             },
             refresh: settings.presence_refresh,

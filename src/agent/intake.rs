@@ -14,6 +14,8 @@ use super::repeats::{Key, Repeats, Seen};
 use super::reply::{Owed, Patience, ReplyTo};
 use super::settings::AgentSettings;
 use super::terms::{allowed, offer};
+use bytes::Bytes;
+
 use crate::base::budget::Budget;
 use crate::base::clock::Moment;
 use crate::base::error::Result;
@@ -57,7 +59,7 @@ impl Intake {
         Ok(Intake {
             streams,
             id: settings.id.clone(),
-            may_all_come_again: settings.brokers.connections().len() > 1,
+            may_all_come_again: settings.brokers.are_used_at_once(),
             budget: Budget::new(settings.buffered_bytes()),
             figures: Arc::new(Figures::new(&settings.services)),
             executor: RwLock::new(Arc::new(Executor::new(settings)?)),
@@ -258,17 +260,26 @@ impl Intake {
             return;
         };
         if ended.is_stream() {
-            return self.go_on_with_repeats(key, Moment::now());
+            let same = job.message.properties.correlation_data.as_ref();
+            return self.go_on_with_repeats(key, same, Moment::now());
         }
         for waiting in self.repeats.end(key, Some(ended), Instant::now()) {
             waiting.end(ended, patience);
         }
     }
 
-    // The first is of no use for those who repeated it: the next of them is the first now.
-    fn go_on_with_repeats(&self, key: &Key, now: Moment) {
-        let waiting = self.repeats.end(key, None, Instant::now());
-        for next in waiting.into_iter().collect::<Vec<_>>() {
+    // The first is of no use for those who repeated it: the next of them is the first now. But whoever asked
+    // the very same, which was delivered twice, is answered by the first: its answer is the stream with
+    // this correlation.
+    fn go_on_with_repeats(&self, key: &Key, answered: Option<&Bytes>, now: Moment) {
+        for next in self.repeats.end(key, None, Instant::now()) {
+            let correlation = next.message.properties.correlation_data.as_ref();
+            if answered.is_some() && correlation == answered {
+                let why = "its answer has begun already, as a stream";
+                let failure = Failure::ReplyStalled(why.into());
+                next.reply_failure(&failure, Spent::default(), Patience::None);
+                continue;
+            }
             if let Some(next) = self.unless_seen(next, Patience::UntilDeadline) {
                 self.work(&next, now);
             }
@@ -283,7 +294,7 @@ impl Intake {
             self.drop_message(&job.message.topic, "its caller has stopped waiting");
             // Who repeated it may wait for longer.
             if let Some(key) = &job.repeat {
-                self.go_on_with_repeats(key, now);
+                self.go_on_with_repeats(key, None, now);
             }
             return;
         }

@@ -396,6 +396,7 @@ fn link_options(settings: &AgentSettings, announcer: &Announcer) -> LinkOptions 
     LinkOptions {
         // Each connection has its own.
         brokers: Vec::new(),
+        prefix: settings.prefix.clone(),
         // Two agents may have the same id by mistake; with the same client id they would throw
         // each other out for ever.
         client_id: format!("recado-agent-{}-{}", settings.id, Id::random()),

@@ -6,7 +6,7 @@ use http::{HeaderValue, Method};
 use log::LevelFilter;
 
 use crate::base::topic::{Id, Topic};
-use crate::link::Brokers;
+use crate::link::{Brokers, Prefix};
 use crate::stream::StreamLimits;
 use crate::upstream::UpstreamSettings;
 use crate::wire::whole_bytes;
@@ -18,6 +18,8 @@ pub struct AgentSettings {
     pub log: LevelFilter,
     /// The brokers.
     pub brokers: Brokers,
+    /// What this project's topics begin with at the brokers.
+    pub prefix: Prefix,
     /// This agent's id.
     pub id: Id,
     /// The interval between MQTT pings.
@@ -56,6 +58,7 @@ impl AgentSettings {
                 .all(|(own, service)| own.stays(service));
         let kept = [
             ("broker", is_same_place),
+            ("prefix", self.prefix == wished.prefix),
             ("id", self.id == wished.id),
             ("keep_alive_s", self.keep_alive == wished.keep_alive),
             (
@@ -261,6 +264,7 @@ impl AgentSettings {
         let http = ServiceMode::Http(HttpMode::default());
         AgentSettings {
             log: LevelFilter::Info,
+            prefix: Prefix::default(),
             brokers: "mqtt://127.0.0.1"
                 .parse::<crate::link::BrokerUrl>()
                 .unwrap()

@@ -18,8 +18,8 @@ use super::values::{
 };
 use crate::base::topic::{Id, Topic};
 use crate::front::{FrontKind, HttpLimits};
-use crate::gateway::{DEFAULT_TIMEOUT, Mode};
-use crate::link::{BrokerMode, TlsFiles};
+use crate::gateway::{DEFAULT_TIMEOUT, Mode, Part};
+use crate::link::{BrokerMode, Prefix, TlsFiles};
 use crate::stream::StreamLimits;
 use crate::upstream::UpstreamUrl;
 use crate::wire::Qos;
@@ -41,13 +41,67 @@ pub(super) struct Gateway {
     pub front: Option<FrontKind>,
     pub keep_alive_s: Option<KeepAliveS>,
     pub max_waiting: Option<Count>,
-    pub presence: Option<bool>,
+    pub prefix: Option<Prefix>,
+    pub presence: PresencePart,
     pub http: Http,
     pub access: RawAccess,
     pub route: Option<Vec<Route>>,
     pub host: Option<Vec<Host>>,
     pub strict_hosts: Option<bool>,
     pub via: Option<bool>,
+}
+
+/// What is believed of who is there: `presence = false`, or a table.
+#[derive(Default)]
+pub(super) struct PresencePart {
+    pub is_relied_upon: Option<bool>,
+    pub filter: Option<Part>,
+    pub max_agents: Option<Within<1, 10_000_000>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct PresenceTable {
+    enabled: Option<bool>,
+    filter: Option<Part>,
+    max_agents: Option<Within<1, 10_000_000>>,
+}
+
+impl<'de> Deserialize<'de> for PresencePart {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = PresencePart;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("true, false, or a table with filter and max_agents")
+            }
+
+            fn visit_bool<E>(self, enabled: bool) -> std::result::Result<PresencePart, E> {
+                Ok(PresencePart {
+                    is_relied_upon: Some(enabled),
+                    ..PresencePart::default()
+                })
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                map: A,
+            ) -> std::result::Result<PresencePart, A::Error> {
+                let map = serde::de::value::MapAccessDeserializer::new(map);
+                let table = PresenceTable::deserialize(map)?;
+                Ok(PresencePart {
+                    is_relied_upon: table.enabled,
+                    filter: table.filter,
+                    max_agents: table.max_agents,
+                })
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 /// What several brokers are for.
@@ -237,6 +291,7 @@ pub(super) struct Agent {
     pub tls: TlsFiles,
     pub proxy: Option<ProxySetting>,
     pub websocket: Websocket,
+    pub prefix: Option<Prefix>,
     pub upstream: Option<UpstreamUrl>,
     pub upstream_ca_file: Option<PathBuf>,
     pub upstream_verify: Option<bool>,

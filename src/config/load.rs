@@ -8,7 +8,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::access::read_users;
-use super::file::BrokersPart;
+use super::file::{BrokersPart, PresencePart};
 use super::host::Host;
 use super::login::Login;
 use super::service::{self, PartService};
@@ -20,7 +20,7 @@ use crate::base::logging::level_from_environment;
 use crate::base::topic::Id;
 use crate::cli;
 use crate::gateway::{
-    self, Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Names, Route,
+    self, Access, Admission, DEFAULT_TIMEOUT, GatewaySettings, Mode, Names, PresenceSettings, Route,
 };
 use crate::link::{BrokerMode, BrokerUrl, Brokers};
 use crate::upstream::UpstreamSettings;
@@ -174,6 +174,7 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
     };
     Ok(GatewaySettings {
         log: log_level(file.log)?,
+        prefix: file.prefix.unwrap_or_default(),
         access,
         brokers: brokers(
             (&flags.broker, flags.broker_mode),
@@ -187,7 +188,7 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
             .keep_alive_s
             .map_or(DEFAULT_KEEP_ALIVE, Within::seconds),
         max_waiting: file.max_waiting.map_or(1024, Within::size),
-        presence: file.presence.unwrap_or(true),
+        presence: presence(file.presence),
         streams: file.http.streams(),
         http: file.http.limits(),
         routes,
@@ -197,6 +198,15 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
             is_strict: file.strict_hosts.unwrap_or(false),
         },
     })
+}
+
+fn presence(file: PresencePart) -> PresenceSettings {
+    let default = PresenceSettings::default();
+    PresenceSettings {
+        is_relied_upon: file.is_relied_upon.unwrap_or(default.is_relied_upon),
+        part: file.filter.unwrap_or(default.part),
+        max_agents: file.max_agents.map_or(default.max_agents, Within::size),
+    }
 }
 
 // The names of a file; without any, those out of the box, unless it has its own routes: whoever has these
@@ -306,6 +316,7 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
     };
     Ok(AgentSettings {
         log: log_level(file.log)?,
+        prefix: file.prefix.unwrap_or_default(),
         brokers: brokers(
             (&flags.broker, flags.broker_mode),
             (file.broker, file.brokers),

@@ -6,7 +6,7 @@ use http::Method;
 use log::LevelFilter;
 
 use crate::agent::{AgentSettings, HostHeader, HttpMode, ServiceMode};
-use crate::gateway::{Admission, GatewaySettings, Mode, Route, Users};
+use crate::gateway::{Admission, GatewaySettings, Mode, PresenceSettings, Route, Users};
 use crate::link::{Brokers, TlsFiles};
 use crate::stream::StreamLimits;
 
@@ -47,6 +47,12 @@ fn write_ways(f: &mut fmt::Formatter<'_>, brokers: &Brokers) -> fmt::Result {
     }
 }
 
+fn write_presence(f: &mut fmt::Formatter<'_>, presence: &PresenceSettings) -> fmt::Result {
+    writeln!(f, "\n[presence]\nenabled = {}", presence.is_relied_upon)?;
+    writeln!(f, "filter = \"{}\"", presence.part)?;
+    writeln!(f, "max_agents = {}", presence.max_agents)
+}
+
 fn write_tls(f: &mut fmt::Formatter<'_>, files: &TlsFiles) -> fmt::Result {
     if *files == TlsFiles::default() {
         return Ok(());
@@ -80,6 +86,7 @@ impl fmt::Display for GatewaySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_brokers(f, &self.brokers)?;
         write_log(f, self.log)?;
+        writeln!(f, "prefix = \"{}\"", self.prefix)?;
         writeln!(f, "listen = \"{}\"", self.listen)?;
         match &self.id {
             Some(id) => writeln!(f, "id = \"{id}\"")?,
@@ -88,9 +95,9 @@ impl fmt::Display for GatewaySettings {
         writeln!(f, "front = \"{}\"", self.front)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_waiting = {}", self.max_waiting)?;
-        writeln!(f, "presence = {}", self.presence)?;
         writeln!(f, "via = {}", self.via)?;
         writeln!(f, "strict_hosts = {}", self.names.is_strict)?;
+        write_presence(f, &self.presence)?;
         let http = &self.http;
         writeln!(f, "\n[http]\nmax_connections = {}", http.max_connections)?;
         writeln!(f, "max_head_bytes = {}", http.max_head_bytes)?;
@@ -192,6 +199,7 @@ impl fmt::Display for AgentSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_brokers(f, &self.brokers)?;
         write_log(f, self.log)?;
+        writeln!(f, "prefix = \"{}\"", self.prefix)?;
         writeln!(f, "id = \"{}\"", self.id)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;
         writeln!(f, "max_timeout_ms = {}", self.max_timeout.as_millis())?;

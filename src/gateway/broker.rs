@@ -25,11 +25,16 @@ pub(super) struct Broker {
 
 impl Broker {
     /// `names`: of the messages to itself and to nobody; `inboxes`: where replies come in.
-    pub fn new(way: Way, names: [Correlation; 2], inboxes: Vec<Topic>) -> Broker {
+    pub fn new(
+        way: Way,
+        presence: Presence,
+        names: [Correlation; 2],
+        inboxes: Vec<Topic>,
+    ) -> Broker {
         let [to_self, to_nobody] = names;
         Broker {
             way,
-            presence: Presence::default(),
+            presence,
             probe: Probe::new(to_self, to_nobody, inboxes),
             was_connected: AtomicBool::new(false),
             round_trip: AtomicU64::new(0),
@@ -155,7 +160,12 @@ mod tests {
     fn the_round_trip_is_a_mean() {
         let (_, publisher, _) = Memory::start();
         let names = [Correlation([1; 16]), Correlation([2; 16])];
-        let broker = Broker::new(Way::only(&publisher), names, Vec::new());
+        let broker = Broker::new(
+            Way::only(&publisher),
+            Presence::default(),
+            names,
+            Vec::new(),
+        );
         assert_eq!(broker.round_trip(), u64::MAX);
         broker.note_round_trip(Duration::from_micros(800));
         assert_eq!(broker.round_trip(), 800);

@@ -17,6 +17,7 @@ use crate::base::error::Result;
 use crate::base::threads::lock;
 use crate::base::topic::Id;
 use crate::front::Client;
+use crate::http::problem::Outcome;
 use crate::http::{Failure, Request, RequestId, Response};
 use crate::link::{LinkEvent, LinkOptions, Links, Publisher};
 use crate::monitor::Monitor;
@@ -94,6 +95,7 @@ fn connect(
     let options = LinkOptions {
         // Each connection has its own.
         brokers: Vec::new(),
+        prefix: settings.prefix.clone(),
         // A second process with the same client id would throw the first one out.
         client_id: format!("recado-gateway-{}", Id::random()),
         session_expiry: Duration::ZERO,
@@ -104,16 +106,16 @@ fn connect(
         proves_topics: true,
         manual_acknowledgement: false,
         will: None,
-        subscriptions: inboxes.subscriptions(),
+        subscriptions: inboxes.subscriptions(&settings.presence.part),
     };
     // What would be still in hand when a connection is lost comes by another one, or never.
-    let are_several = settings.brokers.connections().len() > 1;
+    let are_several = settings.brokers.are_used_at_once();
     let brokers = Mutex::new(Vec::new());
     let links = Links::start(options, &settings.brokers, |way| {
-        let broker = Arc::new(inboxes.broker(way)?);
+        let broker = Arc::new(inboxes.broker(way, &settings.presence)?);
         lock(&brokers).push(Arc::clone(&broker));
         let (id, inboxes, monitor) = (id.clone(), Arc::clone(inboxes), Arc::clone(monitor));
-        let relied_upon = settings.presence;
+        let relied_upon = settings.presence.is_relied_upon;
         Ok(move |_: &Publisher, event| match event {
             LinkEvent::Ready => {
                 log::info!("ready as gateway {id}");
@@ -201,20 +203,35 @@ fn call_repeatedly(
     let brokers = &*carrier.brokers;
     let sole = broker.presence.sole_server(&call.topic);
     let mut tried = vec![broker.way.number];
+    // Why it may have been executed already.
+    let mut lost = None;
     loop {
         let failure = match inbox.call(broker, asked.client, call.clone()) {
             Err(failure @ (Failure::BrokerLost(_) | Failure::NotConnected(_))) => failure,
-            other => return other,
+            Err(failure) => return Err(honest(failure, lost)),
+            answered => return answered,
         };
+        if matches!(failure, Failure::BrokerLost(_)) {
+            lost.get_or_insert(failure.clone());
+        }
         // What was not sent at all, and what only reads, does no harm when it is executed.
-        let is_unsent = matches!(failure, Failure::NotConnected(_));
-        let harmless = is_unsent || call.only_reads;
+        let harmless = lost.is_none() || call.only_reads;
         let next = brokers.for_repeat(&tried, &call.topic, sole.as_deref(), harmless);
-        broker = next.ok_or(failure)?;
+        broker = next.ok_or_else(|| honest(failure, lost.clone()))?;
         tried.push(broker.way.number);
         let name = &broker.way.broker;
         log::info!("request {}: repeated through {name}", asked.id);
         carrier.monitor.metrics.repeated();
+    }
+}
+
+// What may have been executed through a broker that was lost is not called unexecuted because it could
+// not be sent once more.
+fn honest(failure: Failure, lost: Option<Failure>) -> Failure {
+    let is_of_agent = matches!(failure, Failure::Told(_));
+    match lost {
+        Some(lost) if !is_of_agent && failure.meaning().2 == Outcome::NotExecuted => lost,
+        _ => failure,
     }
 }
 

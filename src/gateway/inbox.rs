@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::broker::Broker;
 use super::call::{Call, Inbox, Reply};
+use super::part::Part;
 use super::pending::{Completion, Pending};
+use super::presence::Presence;
 use super::router::Router;
-use super::settings::{GatewaySettings, Mode, Route};
+use super::settings::{GatewaySettings, Mode, PresenceSettings, Route};
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::logging::excerpt;
@@ -21,7 +23,7 @@ use crate::wire::deadline::{Sent, request_properties};
 use crate::wire::json::received;
 use crate::wire::reply::ERROR;
 use crate::wire::stream::{Offer, agent_at, gateway_topic, read_length};
-use crate::wire::{BadProperty, Correlation, Message, Qos, presence, stats};
+use crate::wire::{BadProperty, Correlation, Message, Qos, stats};
 
 /// Every inbox of a gateway.
 pub(super) struct Inboxes {
@@ -90,7 +92,8 @@ impl Inboxes {
         own.unwrap_or(&self.http)
     }
 
-    pub fn subscriptions(&self) -> Vec<Subscription> {
+    /// What to subscribe to; of presences, those of a part.
+    pub fn subscriptions(&self, part: &Part) -> Vec<Subscription> {
         let subscription = |filter: TopicFilter, retained| Subscription {
             filter,
             qos: Qos::AtLeastOnce,
@@ -105,9 +108,7 @@ impl Inboxes {
                 all.push(subscription(TopicFilter::from(old), false));
             }
         }
-        if let Ok(filter) = TopicFilter::new(presence::FILTER) {
-            all.push(subscription(filter, true));
-        }
+        all.extend(part.filter().map(|filter| subscription(filter, true)));
         if let Ok(filter) = TopicFilter::new(stats::FILTER) {
             all.push(Subscription {
                 qos: Qos::AtMostOnce,
@@ -171,11 +172,12 @@ impl Inboxes {
     /// What a broker is known by, from now on.
     ///
     /// Errors: the system gives no random numbers ([`Error::Usage`]).
-    pub fn broker(&self, way: Way) -> Result<Broker> {
+    pub fn broker(&self, way: Way, presence: &PresenceSettings) -> Result<Broker> {
         let name = || random_correlation().map_err(|why| Error::Usage(why.to_string()));
         let topics = [&self.http].into_iter().chain(&self.json);
         let topics = topics.map(|inbox| inbox.topic.clone()).collect();
-        Ok(Broker::new(way, [name()?, name()?], topics))
+        let presence = Presence::new(presence.part.clone(), presence.max_agents);
+        Ok(Broker::new(way, presence, [name()?, name()?], topics))
     }
 
     /// Tells all whose requests have gone through a broker that it is lost.
@@ -392,7 +394,9 @@ mod tests {
     ) -> std::result::Result<Message, Failure> {
         let inboxes = inboxes();
         let (sent, publisher, _) = Memory::start();
-        let broker = inboxes.broker(Way::only(&publisher)).unwrap();
+        let broker = inboxes
+            .broker(Way::only(&publisher), &PresenceSettings::default())
+            .unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| answer(&inboxes, sent.recv_timeout(LONG).unwrap()));
             let reply = inboxes
@@ -415,7 +419,9 @@ mod tests {
     fn a_reply_finds_who_waits_for_it_and_nothing_else_does() {
         let reply = answered(|inboxes, request| {
             let (_, publisher, _) = Memory::start();
-            let broker = inboxes.broker(Way::only(&publisher)).unwrap();
+            let broker = inboxes
+                .broker(Way::only(&publisher), &PresenceSettings::default())
+                .unwrap();
             let inbox = inboxes.http.topic.to_string();
             let mut foreign = reply_to(&request, &inbox);
             foreign.properties.correlation_data = Some(Bytes::from_static(b"another"));
@@ -441,7 +447,9 @@ mod tests {
         let refused = |delivery: Delivery| {
             answered(move |inboxes, request| {
                 let (_, publisher, _) = Memory::start();
-                let broker = inboxes.broker(Way::only(&publisher)).unwrap();
+                let broker = inboxes
+                    .broker(Way::only(&publisher), &PresenceSettings::default())
+                    .unwrap();
                 inboxes.acknowledged(
                     &broker,
                     &Acknowledgement {
@@ -460,7 +468,9 @@ mod tests {
     fn a_call_that_can_not_succeed_fails_at_once() {
         let (inboxes, client) = (inboxes(), Client::patient());
         let (sent, publisher, memory) = Memory::start();
-        let broker = inboxes.broker(Way::only(&publisher)).unwrap();
+        let broker = inboxes
+            .broker(Way::only(&publisher), &PresenceSettings::default())
+            .unwrap();
         let call = |timeout| {
             let call = call(1, timeout);
             let reply = inboxes.http.call(&broker, &client, call);

@@ -99,6 +99,7 @@ pub(super) struct Terms {
     refresh_s: Option<u64>,
     pub stats_ms: Option<u64>,
     pub streams: bool,
+    pub remembers: bool,
 }
 
 impl Terms {
@@ -137,6 +138,7 @@ impl Known {
             refresh_s: announced.refresh_s,
             stats_ms: announced.stats_ms,
             streams: announced.streams,
+            remembers: announced.remembers,
         };
         Some(Known {
             terms: common.share(terms)?,
@@ -173,6 +175,7 @@ impl Known {
             stats_ms: terms.stats_ms,
             denied: named(&terms.denied),
             streams: terms.streams,
+            remembers: terms.remembers,
             leaving: false,
         }
     }

@@ -6,6 +6,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::part::Part;
 use super::seen::{Seen, Shown, Wanted};
 use super::table::{MAX_AGENTS, Table, Target};
 use crate::base::threads::lock;
@@ -31,20 +32,23 @@ const STRAGGLERS: Duration = Duration::from_secs(1);
 
 /// Who is there, as far as the broker has said.
 pub(super) struct Presence {
+    // Whom it is about; the others are not there for this gateway.
+    part: Part,
     table: Mutex<Table>,
     changed: Condvar,
 }
 
 impl Default for Presence {
     fn default() -> Presence {
-        Presence::new(MAX_AGENTS)
+        Presence::new(Part::default(), MAX_AGENTS)
     }
 }
 
 impl Presence {
-    /// Takes note of so many agents.
-    pub fn new(most: usize) -> Presence {
+    /// Takes note of so many agents of a part.
+    pub fn new(part: Part, most: usize) -> Presence {
         Presence {
+            part,
             table: Mutex::new(Table::new(most)),
             changed: Condvar::new(),
         }
@@ -67,6 +71,9 @@ impl Presence {
         let Some(id) = agent_of(topic, "presence") else {
             return self.update_stats(topic, payload, now);
         };
+        if !self.part.has(id.as_str()) {
+            return true;
+        }
         let announced = Announcement::read(payload).filter(|announced| announced.id == id.as_str());
         let mut table = lock(&self.table);
         match announced {
@@ -198,14 +205,15 @@ impl Presence {
         table.servers(topic.as_str()).next().is_some()
     }
 
-    /// The instance of the agent that serves this topic, if only one does.
+    /// The instance of the agent that serves this topic, if only one does, and knows a request again that
+    /// comes by another broker.
     pub fn sole_server(&self, topic: &Topic) -> Option<String> {
         let table = lock(&self.table);
         let mut serving = table.servers(topic.as_str());
         let (_, first) = serving.next()?;
         match serving.next() {
-            None => Some(first.instance.to_string()),
-            Some(_) => None,
+            None if first.terms().remembers => Some(first.instance.to_string()),
+            None | Some(_) => None,
         }
     }
 

@@ -10,11 +10,13 @@ use http::Method;
 use ipnet::IpNet;
 use log::LevelFilter;
 
+use super::part::Part;
+use super::table::MAX_AGENTS;
 use super::template::TopicTemplate;
 use super::users::Users;
 use crate::base::topic::{Id, Topic, constant_topic};
 use crate::front::{FrontKind, HttpLimits};
-use crate::link::Brokers;
+use crate::link::{Brokers, Prefix};
 use crate::stream::StreamLimits;
 use crate::wire::Qos;
 
@@ -25,6 +27,8 @@ pub struct GatewaySettings {
     pub log: LevelFilter,
     /// The brokers.
     pub brokers: Brokers,
+    /// What this project's topics begin with at the brokers.
+    pub prefix: Prefix,
     /// Where to listen for HTTP; port 0 takes a free one.
     pub listen: SocketAddr,
     /// This gateway's id; none: a random one at each start.
@@ -35,8 +39,8 @@ pub struct GatewaySettings {
     pub keep_alive: Duration,
     /// How many requests may wait for a reply at a time, per route.
     pub max_waiting: usize,
-    /// Whether the broker can be relied upon to say which agents are there.
-    pub presence: bool,
+    /// What is believed of who is there.
+    pub presence: PresenceSettings,
     /// The bounds of the HTTP server.
     pub http: HttpLimits,
     /// How bodies travel that are no single message.
@@ -63,6 +67,7 @@ impl GatewaySettings {
         let kept = [
             ("broker", self.brokers.are_same_places(&wished.brokers)),
             ("listen", self.listen == wished.listen),
+            ("prefix", self.prefix == wished.prefix),
             ("id", self.id == wished.id),
             ("front", self.front == wished.front),
             ("keep_alive_s", self.keep_alive == wished.keep_alive),
@@ -119,6 +124,27 @@ impl GatewaySettings {
         let named = hosts.filter_map(|host| host.route.as_ref());
         let all = self.routes.iter().chain(named);
         all.map(|route| route.timeout).max().unwrap_or_default()
+    }
+}
+
+/// What a gateway believes of who is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresenceSettings {
+    /// Whether the broker can be relied upon to say which agents are there.
+    pub is_relied_upon: bool,
+    /// The agents that are this gateway's own; the others are not there for it.
+    pub part: Part,
+    /// How many of them are taken note of.
+    pub max_agents: usize,
+}
+
+impl Default for PresenceSettings {
+    fn default() -> PresenceSettings {
+        PresenceSettings {
+            is_relied_upon: true,
+            part: Part::default(),
+            max_agents: MAX_AGENTS,
+        }
     }
 }
 
@@ -350,6 +376,7 @@ impl GatewaySettings {
     pub(super) fn example() -> GatewaySettings {
         GatewaySettings {
             log: LevelFilter::Info,
+            prefix: Prefix::default(),
             brokers: "mqtt://127.0.0.1"
                 .parse::<crate::link::BrokerUrl>()
                 .unwrap()
@@ -359,7 +386,7 @@ impl GatewaySettings {
             front: FrontKind::default(),
             keep_alive: Duration::from_secs(10),
             max_waiting: 1,
-            presence: true,
+            presence: PresenceSettings::default(),
             http: HttpLimits::default(),
             streams: StreamLimits::default(),
             access: Access::default(),

@@ -72,6 +72,11 @@ impl Brokers {
         }
     }
 
+    /// Whether there are several, all of them used at once.
+    pub fn are_used_at_once(&self) -> bool {
+        self.mode == BrokerMode::All && self.urls.len() > 1
+    }
+
     /// Whether others lead to the same brokers in the same way, whoever connects and whomever it trusts.
     pub fn are_same_places(&self, other: &Brokers) -> bool {
         let mut pairs = self.urls.iter().zip(&other.urls);

@@ -40,6 +40,7 @@ pub(super) fn mqtt_options(
         mqtt.set_session_expiry_interval(Some(seconds));
     }
     if let Some(will) = will {
+        let will = options.prefix.outside(will.clone());
         let qos = to_qos(will.qos);
         let payload = will.payload.clone();
         mqtt.set_last_will(LastWill::new(

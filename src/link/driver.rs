@@ -153,7 +153,8 @@ impl Driver {
         // Messages that were read together with the failure.
         for event in std::mem::take(&mut self.wiring.connection.eventloop.state.events) {
             if let Event::Incoming(Packet::Publish(publish)) = event {
-                self.wiring.tell(LinkEvent::Message(from_publish(publish)));
+                let message = self.wiring.inside(from_publish(publish));
+                self.wiring.tell(LinkEvent::Message(message));
             }
         }
         self.wiring.outlet.close(&reason);
@@ -167,7 +168,7 @@ impl Driver {
         let turn = lock(&self.wiring.turns).turn();
         let last_failure = &mut self.last_failures[turn];
         if was_ready {
-            log::warn!("broker lost: {reason}");
+            log::warn!("broker lost: {reason} ({broker})");
         } else if last_failure.as_ref() != Some(&reason) {
             log::warn!("no connection to {broker}: {reason}; trying again");
         } else {

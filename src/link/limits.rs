@@ -39,6 +39,15 @@ impl BrokerLimits {
         }
     }
 
+    /// The same for messages that are longer than they look by so many bytes.
+    pub fn less(self, bytes: usize) -> BrokerLimits {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        BrokerLimits {
+            max_packet_bytes: self.max_packet_bytes.saturating_sub(bytes),
+            ..self
+        }
+    }
+
     /// Says what the broker does not do, and what that costs.
     pub fn note_what_is_missing(&self) {
         if self.is_brokers {

@@ -8,7 +8,7 @@ use super::brokers::{Brokers, list};
 use super::connection::Link;
 use super::outlet::Outlet;
 use super::publish::{LinkEvent, LinkOptions, Publisher};
-use crate::base::error::Result;
+use crate::base::error::{Error, Result};
 
 /// The ways to publish that belong to one connection.
 #[derive(Clone)]
@@ -109,7 +109,18 @@ impl Links {
     ///
     /// Errors: as there; the others are stopped all the same.
     pub fn stop(self, deadline: Instant) -> Result<()> {
-        let stopped = self.links.into_iter().map(|link| link.stop(deadline));
-        stopped.fold(Ok(()), Result::and)
+        // At the same time: each may be in the middle of an attempt to connect.
+        std::thread::scope(|scope| {
+            let links = self.links.into_iter();
+            let stops = links.map(|link| scope.spawn(move || link.stop(deadline)));
+            let stops: Vec<_> = stops.collect();
+            let stopped = stops.into_iter().map(|stop| {
+                stop.join().unwrap_or_else(|_| {
+                    let (name, reason) = ("stop".into(), "panicked");
+                    Err(Error::Thread { name, reason })
+                })
+            });
+            stopped.fold(Ok(()), Result::and)
+        })
     }
 }

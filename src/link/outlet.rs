@@ -68,11 +68,13 @@ impl Outlet {
 
     /// There is an attempt to connect.
     pub fn begin(&self, client: AsyncClient) {
+        self.moving.store(false, Ordering::SeqCst);
         lock(&self.state).client = Some(client);
     }
 
     /// There is a connection, subscribed to these filters.
     pub fn open(&self, limits: BrokerLimits, filters: Vec<String>) {
+        let limits = limits.less(self.options.prefix.extra_bytes());
         let mut state = lock(&self.state);
         let outbox = Box::new(Outbox::new(&self.options, limits));
         state.phase = Phase::Open { outbox, filters };
@@ -114,7 +116,7 @@ impl Outlet {
         let noted = note(outbox);
         let now = Instant::now();
         while let Some(message) = outbox.next(now) {
-            send(client.as_ref(), message);
+            self.send(client.as_ref(), message);
         }
         let expired = outbox.take_expired();
         self.has_moved(state);
@@ -203,9 +205,26 @@ impl Outlet {
         if let Some(next) = next {
             let client = state.client.clone();
             let ordered = (next.qos > Qos::AtMostOnce).then_some(state);
-            send(client.as_ref(), next);
+            self.send(client.as_ref(), next);
             drop(ordered);
         }
+    }
+
+    // A message that finds no way is lost with its connection, which is over then.
+    fn send(&self, client: Option<&AsyncClient>, message: Message) {
+        let Some(client) = client else {
+            return;
+        };
+        let message = self.options.prefix.outside(message);
+        let (qos, retain) = (convert::to_qos(message.qos), message.retain);
+        let _ = match message.properties == Properties::default() {
+            true => client.try_publish(message.topic, qos, retain, message.payload),
+            false => {
+                let properties = convert::to_properties(message.properties);
+                let (topic, payload) = (message.topic, message.payload);
+                client.try_publish_with_properties(topic, qos, retain, payload, properties)
+            }
+        };
     }
 }
 
@@ -226,22 +245,6 @@ impl State {
             }
         }
     }
-}
-
-// A message that finds no way is lost with its connection, which is over then.
-fn send(client: Option<&AsyncClient>, message: Message) {
-    let Some(client) = client else {
-        return;
-    };
-    let (qos, retain) = (convert::to_qos(message.qos), message.retain);
-    let _ = match message.properties == Properties::default() {
-        true => client.try_publish(message.topic, qos, retain, message.payload),
-        false => {
-            let properties = convert::to_properties(message.properties);
-            let (topic, payload) = (message.topic, message.payload);
-            client.try_publish_with_properties(topic, qos, retain, payload, properties)
-        }
-    };
 }
 
 impl Publish for Outlet {
@@ -278,7 +281,7 @@ impl Publish for Outlet {
             outbox.take_turns(stream);
             let now = Instant::now();
             while let Some(message) = outbox.next(now) {
-                send(client.as_ref(), message);
+                self.send(client.as_ref(), message);
             }
         }
     }
@@ -332,6 +335,7 @@ mod tests {
     use rumqttc::v5::{EventLoop, MqttOptions};
 
     use super::*;
+    use crate::link::Prefix;
 
     const LONG: Duration = Duration::from_secs(30);
     const LIMITS: BrokerLimits = BrokerLimits {
@@ -346,6 +350,7 @@ mod tests {
     fn outlet() -> (Outlet, EventLoop) {
         let outlet = Outlet::new(LinkOptions {
             brokers: vec!["mqtt://127.0.0.1".parse().unwrap()],
+            prefix: Prefix::default(),
             client_id: "test".into(),
             session_expiry: Duration::ZERO,
             keep_alive: LONG,

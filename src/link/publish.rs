@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::prefix::Prefix;
 use super::url::BrokerUrl;
 use crate::base::topic::{Id, TopicFilter};
 use crate::wire::{Message, Qos};
@@ -65,6 +66,8 @@ pub type Publisher = Arc<dyn Publish>;
 pub struct LinkOptions {
     /// The brokers, one of which it is connected to at a time; one at least.
     pub brokers: Vec<BrokerUrl>,
+    /// What this project's topics begin with there.
+    pub prefix: Prefix,
     /// The client identifier: unique at this broker.
     pub client_id: String,
     /// Keep the session at the broker for this long while disconnected; zero: don't.

@@ -19,6 +19,7 @@ use super::outlet::Outlet;
 use super::publish::{Acknowledgement, Delivery, LinkEvent, LinkOptions, Publisher, Subscription};
 use super::url::BrokerUrl;
 use crate::base::threads::{StopSignal, lock};
+use crate::wire::Message;
 
 /// How long the broker may take to acknowledge all subscriptions.
 const SUBACK: Duration = Duration::from_secs(10);
@@ -51,6 +52,11 @@ pub(super) struct Wiring {
 impl Wiring {
     pub fn options(&self) -> &LinkOptions {
         self.outlet.options()
+    }
+
+    /// A message that came, as it is inside of the program.
+    pub fn inside(&self, message: Message) -> Message {
+        self.options().prefix.inside(message)
     }
 
     /// Says that the thread goes on.
@@ -177,7 +183,7 @@ impl<'a> Session<'a> {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Incoming(Packet::Publish(publish)) => {
-                let message = from_publish(publish);
+                let message = self.wiring.inside(from_publish(publish));
                 self.wiring.tell(LinkEvent::Message(message));
             }
             Event::Incoming(Packet::ConnAck(connack)) => self.on_connack(&connack),
@@ -314,9 +320,10 @@ impl<'a> Session<'a> {
     }
 
     fn filter(&self, subscription: &Subscription, shares: bool) -> Filter {
+        let filter = self.wiring.options().prefix.filter(&subscription.filter);
         let filter = match &subscription.group {
-            Some(group) if shares => subscription.filter.shared(group),
-            _ => subscription.filter.clone(),
+            Some(group) if shares => filter.shared(group),
+            _ => filter,
         };
         let qos = subscription.qos.min(self.limits.max_qos);
         let mut wire = Filter::new(filter.as_str(), to_qos(qos));
@@ -355,8 +362,13 @@ impl<'a> Session<'a> {
     }
 
     fn is_needed(&self, filter: &str) -> bool {
-        let mut all = self.wiring.options().subscriptions.iter();
-        all.all(|it| it.is_needed || it.filter.as_str() != filter)
+        let LinkOptions {
+            subscriptions,
+            prefix,
+            ..
+        } = self.wiring.options();
+        let mut all = subscriptions.iter();
+        all.all(|it| it.is_needed || prefix.filter(&it.filter).as_str() != filter)
     }
 
     fn open(&mut self) {

@@ -12,7 +12,7 @@ use crate::base::threads::{Hangup, SignalThread, stop_signal};
 use crate::base::topic::Id;
 use crate::cli;
 use crate::config::broker_urls;
-use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Publisher, Subscription, list};
+use crate::link::{Delivery, Link, LinkEvent, LinkOptions, Prefix, Publisher, Subscription, list};
 use crate::wire::{Message, Qos};
 
 /// How long a persistent session is kept while its client is away.
@@ -35,6 +35,7 @@ fn qos(number: u8) -> Qos {
 fn options(brokers: &[String], client_id: String) -> Result<LinkOptions> {
     Ok(LinkOptions {
         brokers: broker_urls(brokers)?,
+        prefix: Prefix::default(),
         client_id,
         session_expiry: Duration::ZERO,
         keep_alive: Duration::from_secs(10),

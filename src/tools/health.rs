@@ -32,6 +32,7 @@ pub fn ask(settings: &AgentSettings) -> Result<Health> {
     let topic = stats::topic(&settings.id).map_err(|error| Error::Usage(error.to_string()))?;
     let options = LinkOptions {
         brokers: settings.brokers.urls().to_vec(),
+        prefix: settings.prefix.clone(),
         client_id: format!("recado-health-{}", Id::random()),
         session_expiry: Duration::ZERO,
         keep_alive: settings.keep_alive,

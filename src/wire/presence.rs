@@ -49,6 +49,9 @@ pub struct Announcement {
     /// Whether it takes bodies as streams, and sends them so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub streams: bool,
+    /// Whether it knows each request again that comes once more, by another broker.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remembers: bool,
     /// This one is about to go; another with its id goes on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,

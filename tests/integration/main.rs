@@ -73,6 +73,8 @@ mod stream_failures;
 mod streams;
 /// What programs tell by themselves: to the log, and to systemd.
 mod telling;
+/// Many who share a broker: prefixes, parts, pages.
+mod tenants;
 /// Other ways to a broker than TCP.
 mod transports;
 /// WebSockets and whatever else a connection is upgraded to.

@@ -38,6 +38,7 @@ impl Peer {
         let (on_ready, ready) = unbounded();
         let options = LinkOptions {
             brokers: vec![broker.url().parse::<BrokerUrl>().unwrap()],
+            prefix: Default::default(),
             client_id: format!("peer-{number}"),
             session_expiry: Duration::ZERO,
             keep_alive: Duration::from_secs(10),

@@ -13,6 +13,7 @@ fn announcement(id: &str, topics: &[&str]) -> Vec<u8> {
         stats_ms: None,
         denied: Vec::new(),
         streams: false,
+        remembers: false,
         leaving: false,
     })
     .unwrap()
