@@ -13,6 +13,8 @@ mod support;
 mod access;
 /// Rights that are missing at the broker.
 mod access_lists;
+/// Brokers with a bridge between them.
+mod bridged;
 /// Brokers that lack something, or refuse.
 mod brokers;
 /// Everything that can fail, at random, under load.
@@ -57,6 +59,8 @@ mod other_upstreams;
 mod reloading;
 /// Messages of such bodies that overtake each other on the way.
 mod reordering;
+/// Everything restarted, one after the other, under load.
+mod rolling;
 /// A broker with TLS, passwords and an access list: the files in `config/`.
 mod secure_broker;
 /// What an agent's services let through, share and execute once.

@@ -40,12 +40,17 @@ pub struct Connection {
 
 impl Connection {
     pub fn open(address: SocketAddr) -> Connection {
-        let stream = TcpStream::connect(address).unwrap();
+        Connection::try_open(address).unwrap()
+    }
+
+    /// None if nobody listens there.
+    pub fn try_open(address: SocketAddr) -> Option<Connection> {
+        let stream = TcpStream::connect(address).ok()?;
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Connection {
+        Some(Connection {
             stream: BufReader::new(stream),
-        }
+        })
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
