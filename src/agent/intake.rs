@@ -13,7 +13,7 @@ use super::outcome::{Asked, Ended, Executed, Spent, log_end};
 use super::repeats::{Key, Repeats, Seen};
 use super::reply::{Owed, Patience, ReplyTo};
 use super::settings::AgentSettings;
-use super::terms::{allowed, offer};
+use super::terms::{allowed, is_here, offer};
 use bytes::Bytes;
 
 use crate::base::budget::Budget;
@@ -148,8 +148,7 @@ impl Intake {
             taken.last_arrival = Instant::now();
             taken.last_deadline = job.deadline.instant().max(taken.last_deadline);
         }
-        if let Some(flaw) = flaw {
-            let failure = Failure::Unreadable(flaw);
+        if let Some(failure) = flaw {
             return self.answer_unexecuted(&job, &failure, Patience::None);
         }
         // What waits for a first that is running has a bound of its own.
@@ -182,7 +181,7 @@ impl Intake {
         way: &Way,
         message: Message,
         now: Moment,
-    ) -> std::result::Result<(Box<Job>, Option<String>), String> {
+    ) -> std::result::Result<(Box<Job>, Option<Failure>), String> {
         let executor = self.executor();
         let settings = executor.settings();
         let mut services = settings.services.iter();
@@ -197,9 +196,14 @@ impl Intake {
         let age = |sent: Option<Sent<'_>>| lock(&self.ages).of(sent, now);
         let (allowed, flaw) = match allowed(service, &message.properties, age) {
             Ok(allowed) => (allowed, None),
-            Err(flaw) => (service.timeout, Some(flaw)),
+            Err(flaw) => (service.timeout, Some(Failure::Unreadable(flaw))),
         };
-        let offer = offer(&message.properties, &self.streams, way.number, settings)?;
+        let has_begun = self.may_all_come_again && is_here(&message.properties, &self.streams);
+        let flaw = has_begun.then(begun).or(flaw);
+        let offer = match has_begun {
+            true => None,
+            false => offer(&message.properties, &self.streams, way.number, settings)?,
+        };
         let max_timeout = settings.max_timeout;
         let job = Job {
             service: number,
@@ -275,9 +279,7 @@ impl Intake {
         for next in self.repeats.end(key, None, Instant::now()) {
             let correlation = next.message.properties.correlation_data.as_ref();
             if answered.is_some() && correlation == answered {
-                let why = "its answer has begun already, as a stream";
-                let failure = Failure::ReplyStalled(why.into());
-                next.reply_failure(&failure, Spent::default(), Patience::None);
+                next.reply_failure(&begun(), Spent::default(), Patience::None);
                 continue;
             }
             if let Some(next) = self.unless_seen(next, Patience::UntilDeadline) {
@@ -341,6 +343,12 @@ impl Intake {
         }
         log_end(executed, spent);
     }
+}
+
+// What is said to a request that comes once more while its answer is on its way as a stream: the message
+// that tells of it can't be sent again.
+fn begun() -> Failure {
+    Failure::ReplyStalled("its answer has begun already, as a stream".into())
 }
 
 // Forgets a request whose worker panics: its repeats would wait for ever.

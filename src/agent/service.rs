@@ -30,6 +30,8 @@ const QUEUE: usize = 1024;
 const IDLE_WORKER: Duration = Duration::from_secs(10);
 /// How much longer than all else an attempt to connect may take at the end.
 const CONNECTING: Duration = Duration::from_secs(3);
+/// When it is looked for the first time whether upstreams take connections.
+const FIRST_CHECK: Duration = Duration::from_secs(1);
 /// How long the broker may take to confirm that no more requests come.
 const UNSUBSCRIBE: Duration = Duration::from_millis(500);
 /// No request for this long after that means that none is on its way any more.
@@ -334,9 +336,11 @@ fn check_upstreams(
     stop: StopSignal,
 ) -> Result<JoinHandle<()>> {
     threads::spawn("check", 256, move || {
-        intake.check_upstreams(every, &stop);
-        while !stop.sleep(every) {
+        // What is started beside this agent may not listen yet.
+        let mut pause = every.min(FIRST_CHECK);
+        while !stop.sleep(pause) {
             intake.check_upstreams(every, &stop);
+            pause = every;
         }
     })
 }

@@ -52,10 +52,15 @@ pub(super) fn offer(
         return Ok(None);
     };
     check_topic(&offer.topic, settings)?;
-    let correlation = properties.correlation_data.as_deref();
-    let known = correlation.and_then(Correlation::from_bytes);
-    match known.is_some_and(|known| streams.find(known).is_some()) {
+    match is_here(properties, streams) {
         true => Err("it came before, and its stream is here".into()),
         false => Ok(Some(offer)),
     }
+}
+
+/// Whether the stream of a request is here already.
+pub(super) fn is_here(properties: &Properties, streams: &Streams) -> bool {
+    let correlation = properties.correlation_data.as_deref();
+    let known = correlation.and_then(Correlation::from_bytes);
+    known.is_some_and(|known| streams.find(known).is_some())
 }

@@ -25,7 +25,7 @@ pub(super) enum Choice {
 
 /// Finds the address of a broker that answers. `last` is the one that did the last time.
 ///
-/// Errors: it has several, and none answers within `timeout`.
+/// Errors: it has several, and none answers within `timeout`; or no name server does.
 pub(super) fn choose(
     broker: &BrokerUrl,
     last: &mut Option<SocketAddr>,
@@ -37,7 +37,7 @@ pub(super) fn choose(
     if is_literal || broker.scheme() == Scheme::Unix || broker.proxy().is_some() {
         return Ok(Choice::Name);
     }
-    match look_up(host, broker.port(), timeout) {
+    match look_up(host, broker.port(), timeout)? {
         Some(addresses) => choose_from(&addresses, last, timeout),
         None => Ok(Choice::Name),
     }
@@ -54,20 +54,29 @@ pub(super) fn reach(broker: &BrokerUrl, timeout: Duration) -> io::Result<()> {
         return Ok(());
     }
     let host = broker.host().trim_matches(['[', ']']);
-    let addresses = look_up(host, broker.port(), timeout);
+    let addresses = look_up(host, broker.port(), timeout)?;
     let addresses = addresses.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     connect(&addresses, Instant::now() + timeout).map(|_| ())
 }
 
-// On a thread of its own: a name server that is silent must not keep the mqtt thread from stopping.
-fn look_up(host: &str, port: u16, timeout: Duration) -> Option<Vec<SocketAddr>> {
+// On a thread of its own: a name server that is silent must not keep the mqtt thread from stopping. None: it
+// does not know the name.
+//
+// Errors: it says nothing within `timeout`.
+fn look_up(host: &str, port: u16, timeout: Duration) -> io::Result<Option<Vec<SocketAddr>>> {
     let (on_found, found) = crossbeam_channel::bounded(1);
     let name = host.to_owned();
     let _detached = threads::spawn("resolver", 256, move || {
         let addresses = (name.as_str(), port).to_socket_addrs();
         let _ = on_found.send(addresses.map(Iterator::collect));
     });
-    found.recv_timeout(timeout).ok()?.ok()
+    match found.recv_timeout(timeout) {
+        Ok(found) => Ok(found.ok()),
+        Err(_) => {
+            let words = format!("no name server says where {host} is");
+            Err(io::Error::new(io::ErrorKind::TimedOut, words))
+        }
+    }
 }
 
 fn choose_from(
