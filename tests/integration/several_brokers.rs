@@ -10,7 +10,7 @@ use crate::support::http::{Connection, get, get_agent};
 use crate::support::process::Process;
 use crate::support::upstream::RawUpstream;
 use crate::support::{
-    Kind, TempFile, TestBroker, agent_settings, agent_settings_of, gateway_settings,
+    Kind, PATIENCE, TempFile, TestBroker, agent_settings, agent_settings_of, gateway_settings,
     start_agent_with, start_backend, start_gateway_with, wait_until,
 };
 
@@ -257,7 +257,7 @@ fn a_body_goes_on_through_another_broker(kind: Kind) {
         visit.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes());
         visit.send(&own.0);
         on_head.send(()).unwrap();
-        go.recv().unwrap();
+        go.recv_timeout(2 * PATIENCE).unwrap();
         visit.send(&own.1);
     });
     let text = format!(
@@ -268,9 +268,13 @@ fn a_body_goes_on_through_another_broker(kind: Kind) {
         brokers: several(&[&pair.brokers[0], &pair.brokers[1]], BrokerMode::All),
         ..agent_settings_of(&pair.brokers[0].url(), &text)
     });
-    let mut client = Connection::open(pair.gateway.address());
+    let at = pair.gateway.address();
+    wait_until("the gateway knows it", || {
+        get_agent(at, "long").status == 200
+    });
+    let mut client = Connection::open(at);
     client.send(b"GET /agents/long/x HTTP/1.1\r\nHost: x\r\n\r\n");
-    head_came.recv().unwrap();
+    head_came.recv_timeout(PATIENCE).unwrap();
     let answer = client.read_head_answer();
     assert_eq!(answer.status, 200);
     assert_eq!(client.read_bytes(first.len()).unwrap(), first);
