@@ -143,8 +143,9 @@ impl Broker {
     /// Errors: nobody is there, or can be asked.
     pub fn serves_json(&self, topic: &Topic, inbox: &Topic, now: Instant) -> Result<bool, Failure> {
         self.check()?;
-        match self.presence.json_target(topic, inbox, now) {
-            Target::There { .. } | Target::NotKnownYet => Ok(self.presence.is_served(topic)),
+        let (target, is_announced) = self.presence.json_target(topic, inbox, now);
+        match target {
+            Target::There { .. } | Target::NotKnownYet => Ok(is_announced),
             Target::Absent => Err(Failure::NoAgent(topic.to_string())),
             Target::Denied(what) => Err(Failure::Denied(what)),
         }

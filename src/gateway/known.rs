@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::wire::presence::{Announcement, agent_of};
+use crate::wire::presence::Announcement;
 use crate::wire::stats::Work;
 
 /// How much memory everything together may take that agents say differently from each other, in bytes.
@@ -57,6 +57,12 @@ impl Since {
     }
 }
 
+/// Whose the requests on a topic are, if they are one agent's alone.
+pub(super) fn owner(topic: &str) -> Option<&str> {
+    let rest = topic.strip_prefix("recado/agents/")?;
+    rest.strip_suffix("/request")
+}
+
 /// A topic that an agent names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Named {
@@ -68,9 +74,9 @@ pub(super) enum Named {
 
 impl Named {
     fn by(id: &str, topic: String) -> Named {
-        match agent_of(&topic, "request") {
-            Some(named) if named.as_str() == id => Named::Own,
-            _ => Named::Other(topic.into()),
+        match owner(&topic) == Some(id) {
+            true => Named::Own,
+            false => Named::Other(topic.into()),
         }
     }
 
@@ -83,7 +89,7 @@ impl Named {
 
     fn is(&self, id: &str, topic: &str) -> bool {
         match self {
-            Named::Own => agent_of(topic, "request").is_some_and(|named| named.as_str() == id),
+            Named::Own => owner(topic) == Some(id),
             Named::Other(other) => **other == *topic,
         }
     }

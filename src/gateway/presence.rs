@@ -183,20 +183,22 @@ impl Presence {
 
     /// The same in JSON mode: there old peers never announce themselves, so it takes evidence that
     /// nobody is there, and even then a request goes through now and then.
-    pub fn json_target(&self, topic: &Topic, inbox: &Topic, now: Instant) -> Target {
+    /// With it: whether somebody who serves it has announced itself.
+    pub fn json_target(&self, topic: &Topic, inbox: &Topic, now: Instant) -> (Target, bool) {
         let mut table = lock(&self.table);
         table.end_the_silent(now);
         if let Some(found) = table.serves(topic, inbox) {
-            return found;
+            return (found, true);
         }
-        match table.left.get_mut(topic.as_str()) {
+        let target = match table.left.get_mut(topic.as_str()) {
             None => Target::There { streams: false },
             Some(last) if now.saturating_duration_since(*last) < BENEFIT_OF_DOUBT => Target::Absent,
             Some(last) => {
                 *last = now;
                 Target::There { streams: false }
             }
-        }
+        };
+        (target, false)
     }
 
     /// Whether somebody who has announced itself serves this topic.

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::known::{Common, Known, Named};
+use super::known::{Common, Known, Named, owner};
 use crate::base::topic::Topic;
-use crate::wire::presence::{Announcement, agent_of};
+use crate::wire::presence::Announcement;
 
 /// Whether a request finds anybody.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,8 +152,7 @@ impl Table {
 
     // Those whose own topic this is.
     fn owners(&self, topic: &str) -> impl Iterator<Item = (&str, &Known)> {
-        let id = agent_of(topic, "request");
-        let entry = id.and_then(|id| self.agents.get_key_value(id.as_str()));
+        let entry = owner(topic).and_then(|id| self.agents.get_key_value(id));
         let twins = entry.into_iter();
         twins.flat_map(|(id, twins)| twins.iter().map(move |known| (&**id, known)))
     }

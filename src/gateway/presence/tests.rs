@@ -125,31 +125,34 @@ fn old_peers_have_the_benefit_of_the_doubt() {
     let at = "recado/agents/demo/presence";
     let ping = topic("api/ping/request");
     assert_eq!(
-        presence.json_target(&ping, &inbox(), now),
+        presence.json_target(&ping, &inbox(), now).0,
         Target::There { streams: false }
     );
     presence.update(at, &announcement("demo", &[ping.as_str()]), now);
     presence.update(at, b"", now);
-    assert_eq!(presence.json_target(&ping, &inbox(), now), Target::Absent);
+    assert_eq!(presence.json_target(&ping, &inbox(), now).0, Target::Absent);
     assert_eq!(
-        presence.json_target(&topic("other"), &inbox(), now),
+        presence.json_target(&topic("other"), &inbox(), now).0,
         Target::There { streams: false }
     );
     let later = now + BENEFIT_OF_DOUBT;
     assert_eq!(
-        presence.json_target(&ping, &inbox(), later),
+        presence.json_target(&ping, &inbox(), later).0,
         Target::There { streams: false }
     );
-    assert_eq!(presence.json_target(&ping, &inbox(), later), Target::Absent);
+    assert_eq!(
+        presence.json_target(&ping, &inbox(), later).0,
+        Target::Absent
+    );
     presence.answered(&ping, now);
     assert_eq!(
-        presence.json_target(&ping, &inbox(), later),
+        presence.json_target(&ping, &inbox(), later).0,
         Target::Absent,
         "a last reply"
     );
     presence.answered(&ping, later);
     assert_eq!(
-        presence.json_target(&ping, &inbox(), later),
+        presence.json_target(&ping, &inbox(), later).0,
         Target::There { streams: false }
     );
 }
@@ -187,7 +190,7 @@ fn who_is_silent_for_too_long_is_gone() {
     assert!(presence.agents(&everybody(), much_later).agents.is_empty());
     let now = begun + Duration::from_secs(71);
     assert_eq!(
-        presence.json_target(&requests, &inbox(), now),
+        presence.json_target(&requests, &inbox(), now).0,
         Target::Absent
     );
     announce(80);
