@@ -229,10 +229,12 @@ impl Driver {
     }
 }
 
-// Whether it was not the broker itself that said no.
+// Whether it was not the broker itself that said no. That it is not available right now, as a cluster says
+// that is without a leader, is no such answer.
 fn is_networks(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::Io(_) | ConnectionError::Timeout(_) => true,
+        ConnectionError::ConnectionRefused(ConnectReturnCode::ServerUnavailable) => true,
         #[cfg(feature = "proxy")]
         ConnectionError::Proxy(_) => true,
         // A handshake that was cut; one that failed was the broker's answer.

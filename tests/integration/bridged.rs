@@ -10,15 +10,13 @@ use crate::support::{
     start_gateway_with, wait_until,
 };
 
-/// Two brokers with a bridge between them. The protocol must be said: by default it is MQTT 3.1.1, which
-/// knows no properties.
+/// Two brokers with the bridge that `config/` ships.
 fn bridged() -> Option<[TestBroker; 2]> {
     let second = TestBroker::mosquitto_with("")?;
-    let first = TestBroker::mosquitto_with(&format!(
-        "connection second\naddress 127.0.0.1:{}\nbridge_protocol_version mqttv50\n\
-         notifications false\nrestart_timeout 1\ntopic recado/# both 1\ntopic api/# both 1\n",
-        second.port()
-    ))?;
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/config/mosquitto-bridge.conf");
+    let bridge = std::fs::read_to_string(shipped).unwrap();
+    let own = format!("address 127.0.0.1:{}", second.port());
+    let first = TestBroker::mosquitto_with(&bridge.replace("address other.example:1883", &own))?;
     Some([first, second])
 }
 

@@ -23,6 +23,8 @@ mod chaos;
 mod churn;
 /// client_a and client_b.
 mod clients;
+/// Three brokers that are one: nodes that die, or are cut off.
+mod clusters;
 /// Many callers at once, and never an answer to the wrong one.
 mod concurrency;
 /// What the demo promised, word for word.

@@ -1,6 +1,7 @@
 //! Brokers, services, an HTTP client and an MQTT 3.1.1 client for the tests.
 
 pub mod bridge;
+pub mod cluster;
 pub mod http;
 pub mod mqtt311;
 pub mod process;

@@ -61,6 +61,10 @@ impl Proxy {
         }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self) -> String {
         format!("mqtt://{}", self.address)
     }
