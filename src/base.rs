@@ -14,6 +14,7 @@ pub mod millis;
 pub(crate) mod pem;
 pub mod pool;
 pub mod process;
+pub mod random;
 pub mod supervisor;
 pub mod threads;
 pub mod topic;

@@ -1,8 +1,11 @@
 //! The bytes of an answer. Pure, but for the date.
 
+use std::fmt::Display;
+use std::io::Write;
 use std::time::SystemTime;
 
 use http::{Method, StatusCode, Version, header};
+use httpdate::HttpDate;
 
 use crate::http::{Response, has_body};
 
@@ -78,20 +81,18 @@ pub(super) fn write_head(
         write_field(out, name.as_str().as_bytes(), value.as_bytes());
     }
     if !dated {
-        let date = httpdate::fmt_http_date(SystemTime::now());
-        write_field(out, b"date", date.as_bytes());
+        write_shown(out, "date", HttpDate::from(SystemTime::now()));
     }
     match delimited {
         Delimited::Length(length) => {
-            write_field(out, b"content-length", length.to_string().as_bytes());
+            write_shown(out, "content-length", length);
         }
         Delimited::Chunked => write_field(out, b"transfer-encoding", b"chunked"),
         // The answer to HEAD that has no body to count states none (RFC 9110, section 8.6).
         Delimited::Nothing if *method == Method::HEAD && has_body(status) => {
             let is_stated = response.headers().contains_key(header::CONTENT_LENGTH);
             if !is_stated && !response.body().is_empty() {
-                let length = response.body().len().to_string();
-                write_field(out, b"content-length", length.as_bytes());
+                write_shown(out, "content-length", response.body().len());
             }
         }
         Delimited::Nothing | Delimited::Close | Delimited::Upgraded => {}
@@ -104,6 +105,11 @@ pub(super) fn write_head(
         write_field(out, b"connection", b"keep-alive");
     }
     out.extend_from_slice(b"\r\n");
+}
+
+fn write_shown(out: &mut Vec<u8>, name: &str, value: impl Display) {
+    // Memory takes everything.
+    let _ = write!(out, "{name}: {value}\r\n");
 }
 
 fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {

@@ -126,6 +126,7 @@ fn connect(
             }
             LinkEvent::Acknowledged(said) => inboxes.acknowledged(&broker, &said),
             LinkEvent::Message(message) => inboxes.receive(&broker, message),
+            LinkEvent::Drained => inboxes.wake(),
             LinkEvent::Down(reason) => {
                 broker.presence.forget();
                 let streams = inboxes.streams();
@@ -133,6 +134,7 @@ fn connect(
                 if are_several {
                     inboxes.lost(&broker, &reason);
                 }
+                inboxes.wake();
             }
             _ => {}
         })

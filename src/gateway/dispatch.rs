@@ -1,5 +1,6 @@
 //! Which request goes where, and what every answer carries.
 
+use std::fmt::Write;
 use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -68,7 +69,10 @@ pub(super) fn handle(carrier: &Carrier, request: &Request, client: &Client<'_>) 
     if let Some(value) = id.header() {
         headers.insert(X_REQUEST_ID, value);
     }
-    if let Ok(value) = HeaderValue::try_from(shares.to_string()) {
+    // As long as it gets, so that it is written in one piece.
+    let mut timing = String::with_capacity(96);
+    let _ = write!(timing, "{shares}");
+    if let Ok(value) = HeaderValue::try_from(timing) {
         headers.append(SERVER_TIMING, value);
     }
     response.extensions_mut().insert(trace);

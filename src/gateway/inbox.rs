@@ -13,6 +13,7 @@ use super::settings::{GatewaySettings, Mode, PresenceSettings, Route};
 use crate::base::clock::Moment;
 use crate::base::error::{Error, Result};
 use crate::base::logging::excerpt;
+use crate::base::random;
 use crate::base::topic::{Id, Topic, TopicFilter};
 use crate::http::Failure;
 use crate::link::{Acknowledgement, Delivery, Publisher, Subscription, Way};
@@ -217,6 +218,11 @@ impl Inboxes {
         }
     }
 
+    /// Wakes all who have their reply. Runs on the mqtt thread, when nothing more is in hand.
+    pub fn wake(&self) {
+        self.all().for_each(|inbox| inbox.pending.wake());
+    }
+
     /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
     pub fn receive(&self, broker: &Broker, message: Message) {
         let (now, known) = (Instant::now(), &broker.presence);
@@ -226,7 +232,7 @@ impl Inboxes {
             return;
         }
         self.log(&message);
-        let topic = message.topic.clone();
+        let topic = log::log_enabled!(log::Level::Debug).then(|| message.topic.clone());
         let (kind, why) = match self.deliver(broker, message) {
             Ok(Completion::Delivered) => return,
             Ok(Completion::Late(by)) => (Dropped::Late, format!("late by {} ms", by.as_millis())),
@@ -234,6 +240,7 @@ impl Inboxes {
             Err(unused) => unused,
         };
         self.monitor.metrics.dropped(kind);
+        let topic = topic.unwrap_or_default();
         let topic = excerpt(topic.as_bytes());
         log::debug!("dropped a message on {topic}: {why}");
     }
@@ -342,9 +349,8 @@ impl Inboxes {
 /// Errors: the system gives no random numbers. A correlation that could be guessed would be worse
 /// than no answer.
 fn random_correlation() -> std::result::Result<Correlation, Failure> {
-    let mut bytes = [0; 16];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => Ok(Correlation(bytes)),
+    match random::bytes() {
+        Ok(bytes) => Ok(Correlation(bytes)),
         Err(error) => Err(Failure::NoRandomNumbers(error.to_string())),
     }
 }

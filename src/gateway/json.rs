@@ -1,5 +1,7 @@
 //! JSON mode: a question to whoever answers it, an agent of ours or any program that speaks MQTT.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
@@ -64,10 +66,10 @@ fn payload(request: &Request) -> std::result::Result<Bytes, Failure> {
 }
 
 // The first `ask` of a query, "ping" where there is none.
-fn word(query: &str) -> String {
+fn word(query: &str) -> Cow<'_, str> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(name, _)| name == "ask")
-        .map_or_else(|| "ping".to_owned(), |(_, value)| value.into_owned())
+        .map_or("ping".into(), |(_, value)| value)
 }
 
 #[cfg(test)]

@@ -2,12 +2,19 @@
 //!
 //! One table, one lock, held for a few map operations at a time. A caller registers *before* it
 //! publishes, then blocks on its own channel; the thread that reads from the broker completes it.
+//!
+//! Who waits alone waits in `recv_timeout`, which is woken by the reply itself. Where several wait, replies
+//! come in groups, and each that is woken at once would take the processor from the thread that has the
+//! next reply in hand. So those sleep beside their channels, and are woken together by [`Pending::wake`]
+//! once there is nothing more in hand.
+//!
 //! Late, repeated and foreign replies are ordinary here: they find no waiter and are told apart,
 //! so that they can be counted. Time is passed in.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,12 +26,19 @@ use crate::wire::json::{Received, canonical};
 
 /// How many callers that gave up are remembered, to tell a late reply from a foreign one.
 const REMEMBERED: usize = 1024;
+/// How many channels are kept to be used again: making one takes three allocations.
+const SPARE: usize = 64;
 
 /// The table of waiting callers; `T` is what completes them.
 pub struct Pending<T> {
     capacity: usize,
     table: Mutex<Table<T>>,
+    // Those who have their reply and sleep yet.
+    asleep: Mutex<Vec<Thread>>,
 }
+
+// Room for one reply.
+type Channel<T> = (Sender<T>, Receiver<T>);
 
 struct Table<T> {
     waiters: HashMap<Correlation, Waiter<T>>,
@@ -32,6 +46,8 @@ struct Table<T> {
     order: BTreeMap<u64, Correlation>,
     next_sequence: u64,
     gave_up: VecDeque<(Correlation, Instant)>,
+    // Empty channels that nobody sends to.
+    spare: Vec<Channel<T>>,
 }
 
 struct Waiter<T> {
@@ -41,6 +57,8 @@ struct Waiter<T> {
     // Where a peer that knows no correlation may answer it.
     request: Option<Arc<Asked>>,
     reply: Sender<T>,
+    // The thread that sleeps beside the channel; none: it waits in it.
+    sleeper: Option<Thread>,
 }
 
 // A request, and its canonical form once that was needed: seldom, and it costs a parse.
@@ -90,7 +108,9 @@ impl<T> Pending<T> {
                 order: BTreeMap::new(),
                 next_sequence: 0,
                 gave_up: VecDeque::new(),
+                spare: Vec::new(),
             }),
+            asleep: Mutex::default(),
         }
     }
 
@@ -104,11 +124,15 @@ impl<T> Pending<T> {
         request: Option<Bytes>,
         connection: usize,
     ) -> Result<Ticket<'_, T>, Full> {
-        let (sender, receiver) = crossbeam_channel::bounded(1);
         let mut table = lock(&self.table);
         if table.waiters.len() >= self.capacity {
             return Err(Full);
         }
+        let (sender, receiver) = table
+            .spare
+            .pop()
+            .unwrap_or_else(|| crossbeam_channel::bounded(1));
+        let is_alone = table.waiters.is_empty();
         let sequence = table.next_sequence;
         table.next_sequence += 1;
         if request.is_some() {
@@ -123,18 +147,20 @@ impl<T> Pending<T> {
             sequence,
             connection,
             request,
-            reply: sender,
+            reply: sender.clone(),
+            sleeper: (!is_alone).then(std::thread::current),
         };
         table.waiters.insert(correlation, waiter);
         Ok(Ticket {
             pending: self,
             correlation,
-            reply: receiver,
+            channel: (sender, receiver),
+            sleeps: !is_alone,
             is_off: Cell::new(false),
         })
     }
 
-    /// Hands a correlated reply to its caller.
+    /// Hands a correlated reply to its caller; who sleeps has it once it is [woken](Pending::wake).
     pub fn complete(&self, correlation: Correlation, reply: T, now: Instant) -> Completion {
         let mut table = lock(&self.table);
         let Some(waiter) = table.remove(correlation) else {
@@ -145,11 +171,12 @@ impl<T> Pending<T> {
             };
         };
         drop(table);
-        waiter.deliver(reply)
+        self.deliver(waiter, reply)
     }
 
     /// Hands a reply without correlation to the caller that has waited longest among those with
-    /// an equal request, or among all, where the reply doesn't say what it answers.
+    /// an equal request, or among all, where the reply doesn't say what it answers. As with
+    /// [`Pending::complete`], it is woken later.
     pub fn complete_oldest(&self, received: &Received, reply: T) -> Completion {
         let candidates: Vec<(Correlation, Option<Arc<Asked>>)> = {
             let table = lock(&self.table);
@@ -172,7 +199,7 @@ impl<T> Pending<T> {
         // The first one that has not given up meanwhile.
         let waiter = equal.find_map(|(correlation, _)| lock(&self.table).remove(correlation));
         match waiter {
-            Some(waiter) => waiter.deliver(reply),
+            Some(waiter) => self.deliver(waiter, reply),
             None => Completion::Unknown,
         }
     }
@@ -185,8 +212,35 @@ impl<T> Pending<T> {
         let its: Vec<Correlation> = its.map(|(correlation, _)| *correlation).collect();
         for correlation in its {
             if let Some(waiter) = table.remove(correlation) {
-                waiter.deliver(reply());
+                self.deliver(waiter, reply());
             }
+        }
+        drop(table);
+        self.wake();
+    }
+
+    /// Wakes all who have their reply.
+    pub fn wake(&self) {
+        for thread in lock(&self.asleep).drain(..) {
+            thread.unpark();
+        }
+    }
+
+    fn deliver(&self, waiter: Waiter<T>, reply: T) -> Completion {
+        // Room for one, and removing the waiter made this the only sender: it never blocks. It
+        // fails if the caller is just giving up.
+        if waiter.reply.try_send(reply).is_err() {
+            return Completion::Late(Duration::ZERO);
+        }
+        lock(&self.asleep).extend(waiter.sleeper);
+        Completion::Delivered
+    }
+
+    // A channel that has done its work: its only reply is taken, so nothing can come by it any more.
+    fn keep(&self, channel: Channel<T>) {
+        let mut table = lock(&self.table);
+        if table.spare.len() < SPARE {
+            table.spare.push(channel);
         }
     }
 
@@ -229,22 +283,14 @@ impl<T> Table<T> {
     }
 }
 
-impl<T> Waiter<T> {
-    fn deliver(self, reply: T) -> Completion {
-        // Room for one, and removing the waiter made this the only sender: it never blocks. It
-        // fails if the caller is just giving up.
-        match self.reply.try_send(reply) {
-            Ok(()) => Completion::Delivered,
-            Err(_) => Completion::Late(Duration::ZERO),
-        }
-    }
-}
-
 /// A caller's place in the table. Dropping it gives the place up.
 pub struct Ticket<'a, T> {
     pending: &'a Pending<T>,
     correlation: Correlation,
-    reply: Receiver<T>,
+    // That of the waiter. It can't lose its sender while it is waited for.
+    channel: Channel<T>,
+    // Beside the channel, not in it.
+    sleeps: bool,
     // Off the table, so nothing is left to be given up.
     is_off: Cell<bool>,
 }
@@ -263,8 +309,9 @@ impl<T> Ticket<'_, T> {
         let reason = loop {
             // By the clock each time: slices that end late must not add up.
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Ok(reply) = self.reply.recv_timeout(left.min(every)) {
+            if let Some(reply) = self.receive(left.min(every)) {
                 self.is_off.set(true);
+                self.pending.keep(self.channel.clone());
                 return Ok(reply);
             }
             if left <= every {
@@ -276,7 +323,27 @@ impl<T> Ticket<'_, T> {
         };
         self.pending.give_up(self.correlation, Instant::now());
         // It may have come between the time-out and giving up.
-        self.reply.try_recv().map_err(|_| reason)
+        self.channel.1.try_recv().map_err(|_| reason)
+    }
+
+    // Blocks for the reply, but no longer than this.
+    fn receive(&self, patience: Duration) -> Option<T> {
+        let (_, reply) = &self.channel;
+        if !self.sleeps {
+            return reply.recv_timeout(patience).ok();
+        }
+        let until = Instant::now() + patience;
+        loop {
+            if let Ok(reply) = reply.try_recv() {
+                return Some(reply);
+            }
+            // It may be woken for nothing, by what an earlier request left.
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            std::thread::park_timeout(left);
+        }
     }
 
     /// Blocks for the reply, but no longer than `timeout`.
@@ -297,164 +364,4 @@ impl<T> Drop for Ticket<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::wire::json::{ask, canonical};
-
-    const NO_TIME: Duration = Duration::ZERO;
-
-    fn id(number: u8) -> Correlation {
-        Correlation([number; 16])
-    }
-
-    fn request(word: &str) -> Bytes {
-        canonical(&ask(word)).unwrap()
-    }
-
-    #[test]
-    fn each_reply_reaches_its_own_caller_once() {
-        let pending = Pending::new(8);
-        let first = pending.register(id(1), None, 0).unwrap();
-        let second = pending.register(id(2), None, 0).unwrap();
-        let now = Instant::now();
-        assert_eq!(pending.complete(id(2), "two", now), Completion::Delivered);
-        assert_eq!(pending.complete(id(1), "one", now), Completion::Delivered);
-        assert_eq!(pending.complete(id(1), "again", now), Completion::Unknown);
-        assert_eq!(pending.complete(id(9), "foreign", now), Completion::Unknown);
-        assert_eq!(first.wait(NO_TIME), Some("one"));
-        assert_eq!(second.wait(NO_TIME), Some("two"));
-        assert!(pending.is_empty());
-    }
-
-    #[test]
-    fn a_late_reply_is_told_from_a_foreign_one() {
-        let pending: Pending<u32> = Pending::new(8);
-        let ticket = pending.register(id(1), None, 0).unwrap();
-        assert_eq!(ticket.wait(NO_TIME), None);
-        let later = Instant::now() + Duration::from_secs(5);
-        let Completion::Late(by) = pending.complete(id(1), 1, later) else {
-            panic!("not late");
-        };
-        assert!(by >= Duration::from_secs(5) && by < Duration::from_secs(60));
-        assert!(pending.is_empty());
-    }
-
-    #[test]
-    fn who_waits_on_a_lost_connection_is_told() {
-        let pending = Pending::new(8);
-        let first = pending.register(id(1), None, 0).unwrap();
-        let second = pending.register(id(2), Some(request("ping")), 1).unwrap();
-        pending.lost(1, || "lost");
-        assert_eq!(second.wait(NO_TIME), Some("lost"));
-        assert_eq!(pending.len(), 1);
-        pending.complete(id(1), "one", Instant::now());
-        assert_eq!(first.wait(NO_TIME), Some("one"));
-    }
-
-    #[test]
-    fn a_full_table_refuses_and_a_dropped_ticket_frees_its_place() {
-        let pending: Pending<u32> = Pending::new(1);
-        let ticket = pending.register(id(1), None, 0).unwrap();
-        assert_eq!(pending.register(id(2), None, 0).err(), Some(Full));
-        drop(ticket);
-        assert!(pending.register(id(2), None, 0).is_ok());
-    }
-
-    #[test]
-    fn without_correlation_the_oldest_equal_request_is_answered() {
-        let pending = Pending::new(8);
-        let ping_1 = pending.register(id(1), Some(request("ping")), 0).unwrap();
-        let other = pending.register(id(2), Some(request("other")), 0).unwrap();
-        let ping_2 = pending.register(id(3), Some(request("ping")), 0).unwrap();
-        let closed = pending.register(id(4), None, 0).unwrap();
-        let to = |word| Received::Request(request(word));
-        assert_eq!(
-            pending.complete_oldest(&to("ping"), 1),
-            Completion::Delivered
-        );
-        assert_eq!(ping_1.wait(NO_TIME), Some(1));
-        assert_eq!(
-            pending.complete_oldest(&to("ping"), 2),
-            Completion::Delivered
-        );
-        assert_eq!(ping_2.wait(NO_TIME), Some(2));
-        assert_eq!(pending.complete_oldest(&to("ping"), 3), Completion::Unknown);
-        let unknown = Received::Unknown;
-        assert_eq!(pending.complete_oldest(&unknown, 4), Completion::Delivered);
-        assert_eq!(other.wait(NO_TIME), Some(4));
-        assert_eq!(pending.complete_oldest(&unknown, 5), Completion::Unknown);
-        assert_eq!(closed.wait(NO_TIME), None);
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Register(u8, bool),
-        Complete(u8),
-        CompleteOldest(u8),
-        GiveUp(u8),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..12u8, any::<bool>()).prop_map(|(who, open)| Step::Register(who, open)),
-            (0..12u8).prop_map(Step::Complete),
-            (0..4u8).prop_map(Step::CompleteOldest),
-            (0..12u8).prop_map(Step::GiveUp),
-        ]
-    }
-
-    proptest! {
-        // The value of a reply is the request it answers; whatever happens in whatever order,
-        // nobody gets another's.
-        #[test]
-        fn no_order_of_events_crosses_replies(steps in proptest::collection::vec(step(), 0..80)) {
-            let pending: Pending<Bytes> = Pending::new(6);
-            let word = |who: u8| request(&(who % 4).to_string());
-            let mut tickets: HashMap<u8, Ticket<'_, Bytes>> = HashMap::new();
-            let mut answered: HashMap<u8, Ticket<'_, Bytes>> = HashMap::new();
-            for step in steps {
-                match step {
-                    Step::Register(who, open) => {
-                        if tickets.contains_key(&who) || answered.contains_key(&who) {
-                            continue;
-                        }
-                        let result = pending.register(id(who), open.then(|| word(who)), 0);
-                        prop_assert_eq!(result.is_ok(), tickets.len() < 6);
-                        if let Ok(ticket) = result {
-                            tickets.insert(who, ticket);
-                        }
-                    }
-                    Step::Complete(who) => {
-                        let outcome = pending.complete(id(who), word(who), Instant::now());
-                        prop_assert_eq!(outcome == Completion::Delivered, tickets.contains_key(&who));
-                        answered.extend(tickets.remove_entry(&who));
-                    }
-                    Step::CompleteOldest(number) => {
-                        let before = pending.len();
-                        let received = Received::Request(word(number));
-                        if pending.complete_oldest(&received, word(number)) == Completion::Delivered {
-                            prop_assert_eq!(pending.len(), before - 1);
-                            let done: Vec<u8> = tickets.iter()
-                                .filter(|(_, ticket)| !ticket.reply.is_empty())
-                                .map(|(who, _)| *who)
-                                .collect();
-                            prop_assert_eq!(done.len(), 1);
-                            answered.extend(tickets.remove_entry(&done[0]));
-                        }
-                    }
-                    Step::GiveUp(who) => {
-                        if let Some(ticket) = tickets.remove(&who) {
-                            prop_assert_eq!(ticket.wait(NO_TIME), None);
-                        }
-                    }
-                }
-                prop_assert_eq!(pending.len(), tickets.len());
-            }
-            for (who, ticket) in answered {
-                prop_assert_eq!(ticket.wait(NO_TIME), Some(word(who)));
-            }
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::fmt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::body::Body;
+use crate::base::random;
 
 /// A request.
 pub type Request = http::Request<Body>;
@@ -39,7 +40,8 @@ pub struct RequestId(String);
 impl RequestId {
     /// Makes a new one.
     pub fn random() -> RequestId {
-        RequestId(format!("{:016x}", getrandom::u64().unwrap_or_default()))
+        let number = random::bytes().map_or(0, u64::from_ne_bytes);
+        RequestId(format!("{number:016x}"))
     }
 
     /// Takes the caller's own, if it sent one that is safe to repeat; else makes one.

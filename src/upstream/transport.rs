@@ -92,6 +92,8 @@ pub(super) struct Tcp {
     // What the socket's read time-out is set to.
     read_timeout: Option<Duration>,
     awaits_head: bool,
+    // Since it was last asked whether it is open.
+    was_used: bool,
     // The rest of the request is not wanted, or can't be sent any more.
     is_given_up: bool,
     // Why it can't be sent.
@@ -112,6 +114,7 @@ impl Tcp {
             exchange,
             read_timeout: None,
             awaits_head: true,
+            was_used: false,
             is_given_up: false,
             failure: None,
         })
@@ -269,6 +272,7 @@ impl Transport for Tcp {
     // system calls, two packets and, at the other side, two reads.
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
         self.awaits_head = true;
+        self.was_used = true;
         self.buffers.written(amount);
         match self.buffers.unsent().len() < SEND_AT {
             true => Ok(()),
@@ -291,13 +295,13 @@ impl Transport for Tcp {
     }
 
     // Open, and nothing to read: what came unasked is not the answer to the next request. This is
-    // asked before and after each request.
+    // asked after each request and before the next one, when nothing can have been missed.
     fn is_open(&mut self) -> bool {
         self.buffers.rest();
         if self.is_given_up || !self.buffers.unsent().is_empty() {
             return false;
         }
-        self.stream.is_idle()
+        std::mem::take(&mut self.was_used) || self.stream.is_idle()
     }
 
     fn is_tls(&self) -> bool {

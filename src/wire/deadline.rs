@@ -49,18 +49,18 @@ pub fn request_properties(
     time_left: Duration,
     sent: Sent<'_>,
 ) -> Properties {
+    let millis = u64::try_from(time_left.as_millis()).unwrap_or(u64::MAX);
+    let sent = [sent.instance, "/", &sent.millis.to_string()].concat();
+    // With room for what the modes add.
+    let mut user = Vec::with_capacity(4);
+    user.push((DEADLINE_MS.to_owned(), millis.to_string()));
+    user.push((SENT.to_owned(), sent));
     Properties {
         response_topic: Some(inbox.as_str().to_owned()),
         correlation_data: Some(Bytes::copy_from_slice(&correlation.0)),
         message_expiry_interval: Some(whole_seconds(time_left)),
         content_type: Some(JSON.to_owned()),
-        user: vec![
-            (DEADLINE_MS.to_owned(), time_left.as_millis().to_string()),
-            (
-                SENT.to_owned(),
-                format!("{}/{}", sent.instance, sent.millis),
-            ),
-        ],
+        user,
     }
 }
 
