@@ -291,7 +291,7 @@ impl Post {
                 streams.disconnected(self.way.number, Instant::now());
                 self.reports.disconnected(now);
             }
-            LinkEvent::Drained | LinkEvent::Granted { .. } | LinkEvent::Refused { .. } => {}
+            LinkEvent::Granted { .. } | LinkEvent::Refused { .. } => {}
         }
     }
 

@@ -126,7 +126,6 @@ fn connect(
             }
             LinkEvent::Acknowledged(said) => inboxes.acknowledged(&broker, &said),
             LinkEvent::Message(message) => inboxes.receive(&broker, message),
-            LinkEvent::Drained => inboxes.wake(),
             LinkEvent::Down(reason) => {
                 broker.presence.forget();
                 let streams = inboxes.streams();
@@ -134,7 +133,6 @@ fn connect(
                 if are_several {
                     inboxes.lost(&broker, &reason);
                 }
-                inboxes.wake();
             }
             _ => {}
         })

@@ -218,11 +218,6 @@ impl Inboxes {
         }
     }
 
-    /// Wakes all who have their reply. Runs on the mqtt thread, when nothing more is in hand.
-    pub fn wake(&self) {
-        self.all().for_each(|inbox| inbox.pending.wake());
-    }
-
     /// Takes a message. Runs on the mqtt thread: looks a waiter up and hands the reply over.
     pub fn receive(&self, broker: &Broker, message: Message) {
         let (now, known) = (Instant::now(), &broker.presence);

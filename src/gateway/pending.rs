@@ -2,19 +2,12 @@
 //!
 //! One table, one lock, held for a few map operations at a time. A caller registers *before* it
 //! publishes, then blocks on its own channel; the thread that reads from the broker completes it.
-//!
-//! Who waits alone waits in `recv_timeout`, which is woken by the reply itself. Where several wait, replies
-//! come in groups, and each that is woken at once would take the processor from the thread that has the
-//! next reply in hand. So those sleep beside their channels, and are woken together by [`Pending::wake`]
-//! once there is nothing more in hand.
-//!
 //! Late, repeated and foreign replies are ordinary here: they find no waiter and are told apart,
 //! so that they can be counted. Time is passed in.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,8 +26,6 @@ const SPARE: usize = 64;
 pub struct Pending<T> {
     capacity: usize,
     table: Mutex<Table<T>>,
-    // Those who have their reply and sleep yet.
-    asleep: Mutex<Vec<Thread>>,
 }
 
 // Room for one reply.
@@ -57,8 +48,6 @@ struct Waiter<T> {
     // Where a peer that knows no correlation may answer it.
     request: Option<Arc<Asked>>,
     reply: Sender<T>,
-    // The thread that sleeps beside the channel; none: it waits in it.
-    sleeper: Option<Thread>,
 }
 
 // A request, and its canonical form once that was needed: seldom, and it costs a parse.
@@ -110,7 +99,6 @@ impl<T> Pending<T> {
                 gave_up: VecDeque::new(),
                 spare: Vec::new(),
             }),
-            asleep: Mutex::default(),
         }
     }
 
@@ -132,7 +120,6 @@ impl<T> Pending<T> {
             .spare
             .pop()
             .unwrap_or_else(|| crossbeam_channel::bounded(1));
-        let is_alone = table.waiters.is_empty();
         let sequence = table.next_sequence;
         table.next_sequence += 1;
         if request.is_some() {
@@ -148,19 +135,17 @@ impl<T> Pending<T> {
             connection,
             request,
             reply: sender.clone(),
-            sleeper: (!is_alone).then(std::thread::current),
         };
         table.waiters.insert(correlation, waiter);
         Ok(Ticket {
             pending: self,
             correlation,
             channel: (sender, receiver),
-            sleeps: !is_alone,
             is_off: Cell::new(false),
         })
     }
 
-    /// Hands a correlated reply to its caller; who sleeps has it once it is [woken](Pending::wake).
+    /// Hands a correlated reply to its caller.
     pub fn complete(&self, correlation: Correlation, reply: T, now: Instant) -> Completion {
         let mut table = lock(&self.table);
         let Some(waiter) = table.remove(correlation) else {
@@ -171,12 +156,11 @@ impl<T> Pending<T> {
             };
         };
         drop(table);
-        self.deliver(waiter, reply)
+        waiter.deliver(reply)
     }
 
     /// Hands a reply without correlation to the caller that has waited longest among those with
-    /// an equal request, or among all, where the reply doesn't say what it answers. As with
-    /// [`Pending::complete`], it is woken later.
+    /// an equal request, or among all, where the reply doesn't say what it answers.
     pub fn complete_oldest(&self, received: &Received, reply: T) -> Completion {
         let candidates: Vec<(Correlation, Option<Arc<Asked>>)> = {
             let table = lock(&self.table);
@@ -199,7 +183,7 @@ impl<T> Pending<T> {
         // The first one that has not given up meanwhile.
         let waiter = equal.find_map(|(correlation, _)| lock(&self.table).remove(correlation));
         match waiter {
-            Some(waiter) => self.deliver(waiter, reply),
+            Some(waiter) => waiter.deliver(reply),
             None => Completion::Unknown,
         }
     }
@@ -212,28 +196,9 @@ impl<T> Pending<T> {
         let its: Vec<Correlation> = its.map(|(correlation, _)| *correlation).collect();
         for correlation in its {
             if let Some(waiter) = table.remove(correlation) {
-                self.deliver(waiter, reply());
+                waiter.deliver(reply());
             }
         }
-        drop(table);
-        self.wake();
-    }
-
-    /// Wakes all who have their reply.
-    pub fn wake(&self) {
-        for thread in lock(&self.asleep).drain(..) {
-            thread.unpark();
-        }
-    }
-
-    fn deliver(&self, waiter: Waiter<T>, reply: T) -> Completion {
-        // Room for one, and removing the waiter made this the only sender: it never blocks. It
-        // fails if the caller is just giving up.
-        if waiter.reply.try_send(reply).is_err() {
-            return Completion::Late(Duration::ZERO);
-        }
-        lock(&self.asleep).extend(waiter.sleeper);
-        Completion::Delivered
     }
 
     // A channel that has done its work: its only reply is taken, so nothing can come by it any more.
@@ -283,14 +248,23 @@ impl<T> Table<T> {
     }
 }
 
+impl<T> Waiter<T> {
+    fn deliver(self, reply: T) -> Completion {
+        // Room for one, and removing the waiter made this the only sender: it never blocks. It
+        // fails if the caller is just giving up.
+        match self.reply.try_send(reply) {
+            Ok(()) => Completion::Delivered,
+            Err(_) => Completion::Late(Duration::ZERO),
+        }
+    }
+}
+
 /// A caller's place in the table. Dropping it gives the place up.
 pub struct Ticket<'a, T> {
     pending: &'a Pending<T>,
     correlation: Correlation,
     // That of the waiter. It can't lose its sender while it is waited for.
     channel: Channel<T>,
-    // Beside the channel, not in it.
-    sleeps: bool,
     // Off the table, so nothing is left to be given up.
     is_off: Cell<bool>,
 }
@@ -309,7 +283,7 @@ impl<T> Ticket<'_, T> {
         let reason = loop {
             // By the clock each time: slices that end late must not add up.
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Some(reply) = self.receive(left.min(every)) {
+            if let Ok(reply) = self.channel.1.recv_timeout(left.min(every)) {
                 self.is_off.set(true);
                 self.pending.keep(self.channel.clone());
                 return Ok(reply);
@@ -324,26 +298,6 @@ impl<T> Ticket<'_, T> {
         self.pending.give_up(self.correlation, Instant::now());
         // It may have come between the time-out and giving up.
         self.channel.1.try_recv().map_err(|_| reason)
-    }
-
-    // Blocks for the reply, but no longer than this.
-    fn receive(&self, patience: Duration) -> Option<T> {
-        let (_, reply) = &self.channel;
-        if !self.sleeps {
-            return reply.recv_timeout(patience).ok();
-        }
-        let until = Instant::now() + patience;
-        loop {
-            if let Ok(reply) = reply.try_recv() {
-                return Some(reply);
-            }
-            // It may be woken for nothing, by what an earlier request left.
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            std::thread::park_timeout(left);
-        }
     }
 
     /// Blocks for the reply, but no longer than `timeout`.

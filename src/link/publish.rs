@@ -129,8 +129,6 @@ pub enum LinkEvent {
     Down(String),
     /// A message came.
     Message(Message),
-    /// Nothing more is in hand of what came: the thread is about to wait for the connection.
-    Drained,
     /// A QoS 0 message was written to the connection.
     Written,
     /// The broker acknowledged a QoS 1 or 2 message, or refused it.

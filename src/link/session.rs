@@ -99,8 +99,6 @@ pub(super) struct Session<'a> {
     connected: Option<Instant>,
     // Whether every subscription of it is acknowledged.
     is_open: bool,
-    // Something came, and its owner was not told yet that it was the last for now.
-    is_in_hand: bool,
     end: Option<End>,
 }
 
@@ -115,7 +113,6 @@ impl<'a> Session<'a> {
             filters: Vec::new(),
             connected: None,
             is_open: false,
-            is_in_hand: false,
             end: None,
         }
     }
@@ -173,21 +170,17 @@ impl<'a> Session<'a> {
         if let Some(event) = connection.eventloop.state.events.pop_front() {
             return Ok(Ok(event));
         }
-        if std::mem::take(&mut self.is_in_hand) {
-            self.wiring.tell(LinkEvent::Drained);
-        }
         let patience = match self.is_open {
             true => SILENCE,
             false => SUBACK.saturating_sub(connected.elapsed()),
         };
         match patience.is_zero() {
             true => Err(RecvTimeoutError::Timeout),
-            false => self.wiring.connection.recv_timeout(patience),
+            false => connection.recv_timeout(patience),
         }
     }
 
     fn on_event(&mut self, event: Event) {
-        self.is_in_hand |= matches!(event, Event::Incoming(_));
         match event {
             Event::Incoming(Packet::Publish(publish)) => {
                 let message = self.wiring.inside(from_publish(publish));

@@ -158,33 +158,6 @@ proptest! {
     }
 }
 
-#[test]
-fn who_sleeps_is_woken_with_all_others() {
-    let pending = Pending::new(8);
-    let _first = pending.register(id(1), None, 0).unwrap();
-    let (sent, registered) = crossbeam_channel::bounded(2);
-    std::thread::scope(|scope| {
-        let waiting = [2, 3].map(|number| {
-            let (pending, sent) = (&pending, &sent);
-            scope.spawn(move || {
-                let ticket = pending.register(id(number), None, 0).unwrap();
-                sent.send(()).unwrap();
-                // Who is not woken is missed by whoever runs this.
-                ticket.wait(Duration::from_secs(3600))
-            })
-        });
-        for _ in &waiting {
-            registered.recv().unwrap();
-        }
-        for number in [2, 3] {
-            let reply = pending.complete(id(number), number, Instant::now());
-            assert_eq!(reply, Completion::Delivered);
-        }
-        pending.wake();
-        assert_eq!(waiting.map(|it| it.join().unwrap()), [Some(2), Some(3)]);
-    });
-}
-
 /// Channels are used again, also beside those whose callers have given up just as the reply came.
 #[test]
 fn no_reply_is_left_for_another_caller() {
@@ -209,7 +182,6 @@ fn no_reply_is_left_for_another_caller() {
         drop(sent);
         for name in asked {
             pending.complete(Correlation(name), name, Instant::now());
-            pending.wake();
         }
     });
     assert!(pending.is_empty());
