@@ -108,8 +108,8 @@ impl Callers {
         wait_until("callers have answers", || good() >= before + count);
     }
 
-    /// Returns how many were not good, and the longest time between two good ones.
-    fn stop(self, what: &str) -> (usize, Duration) {
+    /// Says what they saw, and returns how many answers were not good.
+    fn stop(self, what: &str) -> usize {
         self.stopped.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().unwrap();
@@ -130,7 +130,7 @@ impl Callers {
         eprintln!(
             "{what}: {good} × 200, others {statuses:?}, longest time without a 200 {longest:?}"
         );
-        (answers.len() - good, longest)
+        answers.len() - good
     }
 }
 
@@ -240,7 +240,7 @@ fn who_knows_all_nodes_goes_on_at_another() {
         hit.wait_for(500);
         others.wait_for(500);
         hit.stop(what);
-        let (failed, _) = others.stop("others meanwhile");
+        let failed = others.stop("others meanwhile");
         assert_eq!(failed, 0, "nobody else is hurt");
         let took = cluster.start_node(node);
         eprintln!("that node takes clients again after {took:?}");
@@ -279,8 +279,8 @@ fn while_nodes_are_cut_off_nothing_is_executed_late_or_twice() {
         is_reached(&format!("/agents/a/after{number}"))
     });
     eprintln!("cut off: reached again after {:?}", mended.elapsed());
+    assert!(upstream.executed_once() > before);
     let executed = upstream.executed.lock().unwrap().clone();
-    assert!(executed.len() > before);
     assert!(
         executed.keys().all(|target| !target.starts_with("/cut")),
         "their time was up: {executed:?}"

@@ -18,8 +18,7 @@ use rmqtt::node::Node;
 use rmqtt::server::MqttServer;
 use simplelog::{ConfigBuilder, LevelFilter, SimpleLogger};
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     let log = ConfigBuilder::new().set_time_format_rfc3339().build();
     SimpleLogger::init(LevelFilter::Info, log)?;
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -27,7 +26,10 @@ async fn main() -> Result<()> {
         eprintln!("usage: node ID MQTT GRPC RAFT NODES PEERS");
         std::process::exit(2);
     };
-    let context = ServerContext::new()
+    // rmqtt is asynchronous; this thread waits for each step.
+    let runtime = tokio::runtime::Runtime::new()?;
+    let _inside = runtime.enter();
+    let builder = ServerContext::new()
         .node(Node::new(id.parse()?, 80.0, 90.0, Duration::from_secs(2)))
         // It would refuse connections while the machine is busy, as it is under test.
         .busy_check_enable(false)
@@ -37,22 +39,18 @@ async fn main() -> Result<()> {
             "storage.type = \"ram\"\nretained_message_ttl = \"0s\"",
         )
         .plugins_config_map_add("rmqtt-shared-subscription", "strategy = \"round_robin\"")
-        .plugins_config_map_add("rmqtt-cluster-raft", cluster(raft, nodes, peers))
-        .build()
-        .await;
+        .plugins_config_map_add("rmqtt-cluster-raft", cluster(raft, nodes, peers));
+    let context = runtime.block_on(builder.build());
     context
         .node
         .start_grpc_server(context.clone(), grpc.parse()?, true, false);
-    rmqtt_retainer::register(&context, true, false).await?;
-    rmqtt_shared_subscription::register(&context, true, false).await?;
-    rmqtt_cluster_raft::register(&context, true, false).await?;
+    runtime.block_on(rmqtt_retainer::register(&context, true, false))?;
+    runtime.block_on(rmqtt_shared_subscription::register(&context, true, false))?;
+    runtime.block_on(rmqtt_cluster_raft::register(&context, true, false))?;
     let listener = listener(mqtt.parse()?)?;
     println!("ready");
-    MqttServer::new(context)
-        .listener(listener)
-        .build()
-        .run()
-        .await
+    let server = MqttServer::new(context).listener(listener).build();
+    runtime.block_on(server.run())
 }
 
 /// The settings that `config/` ships, with the addresses in front of them.

@@ -11,7 +11,7 @@ use super::{free_port, local};
 
 const COUNT: usize = 3;
 
-/// A node that was killed gets back in after more than a minute.
+/// A node that was killed may need a minute to get back in.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Nodes are called 1 to 3, as they call themselves. Node 1 leads at first.
