@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::error::Result;
-use super::threads::{self, lock};
+use super::threads::{self, lock, recv_timeout};
 
 /// How many workers may be on their way to a job.
 const MAX_WAKING: usize = 2;
@@ -278,7 +278,7 @@ impl<T: Send + 'static> Worker<T> {
 
     // Returns whether it was woken; if not, its time was up.
     fn sleep(&self) -> bool {
-        if self.wake_up.recv_timeout(self.crew.options.idle).is_err() {
+        if recv_timeout(&self.wake_up, self.crew.options.idle).is_err() {
             let mut state = lock(&self.crew.state);
             let place = state.idle.iter().position(|(who, _)| *who == self.number);
             if let Some(place) = place {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, never, select_biased};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
@@ -62,6 +62,24 @@ impl StopSignal {
     /// The channel itself, for `select!`: it never yields a message, it only closes.
     pub fn channel(&self) -> &Receiver<Infallible> {
         &self.receiver
+    }
+}
+
+/// [`Receiver::recv_timeout`] for a thread that will most likely have to wait: it sleeps at once.
+///
+/// crossbeam's own first gives the processor away four times, with `sched_yield`. Beside a program
+/// that computes, each of these lasts until that one's turn is over: 3 to 4 ms.
+///
+/// Errors: those of [`Receiver::recv_timeout`].
+pub fn recv_timeout<T>(
+    receiver: &Receiver<T>,
+    timeout: Duration,
+) -> std::result::Result<T, RecvTimeoutError> {
+    select_biased! {
+        recv(receiver) -> message => message.map_err(|_| RecvTimeoutError::Disconnected),
+        // Of one operation alone `select_biased!` would make crossbeam's own.
+        recv(never::<Infallible>()) -> _ => Err(RecvTimeoutError::Timeout),
+        default(timeout) => Err(RecvTimeoutError::Timeout),
     }
 }
 
@@ -178,6 +196,32 @@ impl SignalThread {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_sleeps_at_once_misses_nothing() {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let (short, long) = (Duration::from_millis(1), Duration::from_secs(60));
+        assert_eq!(
+            recv_timeout(&receiver, short),
+            Err(RecvTimeoutError::Timeout)
+        );
+        sender.send(1).unwrap();
+        assert_eq!(recv_timeout(&receiver, short), Ok(1), "it was there before");
+        let (answer, answers) = crossbeam_channel::bounded(1);
+        let sleeper = spawn("sleeper", 64, move || {
+            for _ in 0..1000 {
+                answer.send(recv_timeout(&receiver, long)).unwrap();
+            }
+            recv_timeout(&receiver, long)
+        });
+        for number in 0..1000 {
+            sender.send(number).unwrap();
+            assert_eq!(answers.recv().unwrap(), Ok(number));
+        }
+        drop(sender);
+        let last = sleeper.unwrap().join().unwrap();
+        assert_eq!(last, Err(RecvTimeoutError::Disconnected));
+    }
 
     #[test]
     fn a_stop_wakes_whoever_sleeps_on_it() {

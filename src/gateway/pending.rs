@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::base::threads::lock;
+use crate::base::threads::{lock, recv_timeout};
 use crate::wire::Correlation;
 use crate::wire::json::{Received, canonical};
 
@@ -283,7 +283,7 @@ impl<T> Ticket<'_, T> {
         let reason = loop {
             // By the clock each time: slices that end late must not add up.
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Ok(reply) = self.channel.1.recv_timeout(left.min(every)) {
+            if let Ok(reply) = recv_timeout(&self.channel.1, left.min(every)) {
                 self.is_off.set(true);
                 self.pending.keep(self.channel.clone());
                 return Ok(reply);
