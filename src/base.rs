@@ -15,6 +15,7 @@ pub(crate) mod pem;
 pub mod pool;
 pub mod process;
 pub mod random;
+pub mod scheduling;
 pub mod supervisor;
 pub mod threads;
 pub mod topic;

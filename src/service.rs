@@ -7,6 +7,7 @@ use log::LevelFilter;
 
 use crate::agent::{Agent, AgentSettings};
 use crate::base::error::Result;
+use crate::base::scheduling::Scheduling;
 use crate::base::threads::{Hangup, SignalThread, stop_signal};
 use crate::base::{logging, supervisor};
 use crate::gateway::{Gateway, GatewaySettings};
@@ -35,6 +36,11 @@ pub trait Service: Sized {
         None
     }
 
+    /// In which scheduling class it runs with these settings.
+    fn scheduling(_settings: &Self::Settings) -> Scheduling {
+        Scheduling::Normal
+    }
+
     /// Goes on with other settings. Returns the keys that can't change so.
     ///
     /// Errors: these settings can't be used; then nothing has changed.
@@ -61,6 +67,10 @@ impl Service for Gateway {
         Some(settings.log)
     }
 
+    fn scheduling(settings: &GatewaySettings) -> Scheduling {
+        settings.scheduling
+    }
+
     fn reload(&self, settings: GatewaySettings) -> Result<Vec<String>> {
         Gateway::reload(self, settings)
     }
@@ -83,6 +93,10 @@ impl Service for Agent {
 
     fn log_level(settings: &AgentSettings) -> Option<LevelFilter> {
         Some(settings.log)
+    }
+
+    fn scheduling(settings: &AgentSettings) -> Scheduling {
+        settings.scheduling
     }
 
     fn reload(&self, settings: AgentSettings) -> Result<Vec<String>> {
@@ -135,6 +149,8 @@ pub fn run<S: Service>(
     if let Some(level) = S::log_level(&first) {
         logging::set_level(level);
     }
+    // Before the service: its threads are in the class of the one that starts them.
+    S::scheduling(&first).begin();
     let service = start(first)?;
     supervisor::started();
     loop {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::{HeaderValue, Method};
 use log::LevelFilter;
 
+use crate::base::scheduling::Scheduling;
 use crate::base::topic::{Id, Topic};
 use crate::link::{Brokers, Prefix};
 use crate::stream::StreamLimits;
@@ -16,6 +17,8 @@ use crate::wire::whole_bytes;
 pub struct AgentSettings {
     /// Which log lines are shown.
     pub log: LevelFilter,
+    /// How the kernel shares the processors out among its threads and those of others.
+    pub scheduling: Scheduling,
     /// The brokers.
     pub brokers: Brokers,
     /// What this project's topics begin with at the brokers.
@@ -59,6 +62,7 @@ impl AgentSettings {
         let kept = [
             ("broker", is_same_place),
             ("prefix", self.prefix == wished.prefix),
+            ("scheduling", self.scheduling == wished.scheduling),
             ("id", self.id == wished.id),
             ("keep_alive_s", self.keep_alive == wished.keep_alive),
             (
@@ -264,6 +268,7 @@ impl AgentSettings {
         let http = ServiceMode::Http(HttpMode::default());
         AgentSettings {
             log: LevelFilter::Info,
+            scheduling: Scheduling::default(),
             prefix: Prefix::default(),
             brokers: "mqtt://127.0.0.1"
                 .parse::<crate::link::BrokerUrl>()

@@ -16,6 +16,7 @@ use super::values::{
     ListenAddress, LogLevel, MethodName, ProxySetting, Streams, Template, TimeoutMs, WindowBytes,
     Within, apart, apart_if_any,
 };
+use crate::base::scheduling::Scheduling;
 use crate::base::topic::{Id, Topic};
 use crate::front::{FrontKind, HttpLimits};
 use crate::gateway::{DEFAULT_TIMEOUT, Mode, Part};
@@ -31,6 +32,7 @@ pub(super) struct Gateway {
     pub broker: Option<BrokerList>,
     pub brokers: BrokersPart,
     pub log: Option<LogLevel>,
+    pub scheduling: Option<Scheduling>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,
@@ -286,6 +288,7 @@ pub(super) struct Agent {
     pub broker: Option<BrokerList>,
     pub brokers: BrokersPart,
     pub log: Option<LogLevel>,
+    pub scheduling: Option<Scheduling>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     pub tls: TlsFiles,

@@ -174,6 +174,7 @@ pub fn gateway(flags: &cli::Api1) -> Result<GatewaySettings> {
     };
     Ok(GatewaySettings {
         log: log_level(file.log)?,
+        scheduling: file.scheduling.unwrap_or_default(),
         prefix: file.prefix.unwrap_or_default(),
         access,
         brokers: brokers(
@@ -316,6 +317,7 @@ pub fn agent(flags: &cli::Agent) -> Result<AgentSettings> {
     };
     Ok(AgentSettings {
         log: log_level(file.log)?,
+        scheduling: file.scheduling.unwrap_or_default(),
         prefix: file.prefix.unwrap_or_default(),
         brokers: brokers(
             (&flags.broker, flags.broker_mode),

@@ -86,6 +86,7 @@ impl fmt::Display for GatewaySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_brokers(f, &self.brokers)?;
         write_log(f, self.log)?;
+        writeln!(f, "scheduling = \"{}\"", self.scheduling)?;
         writeln!(f, "prefix = \"{}\"", self.prefix)?;
         writeln!(f, "listen = \"{}\"", self.listen)?;
         match &self.id {
@@ -199,6 +200,7 @@ impl fmt::Display for AgentSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_brokers(f, &self.brokers)?;
         write_log(f, self.log)?;
+        writeln!(f, "scheduling = \"{}\"", self.scheduling)?;
         writeln!(f, "prefix = \"{}\"", self.prefix)?;
         writeln!(f, "id = \"{}\"", self.id)?;
         writeln!(f, "keep_alive_s = {}", self.keep_alive.as_secs())?;

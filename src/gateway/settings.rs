@@ -14,6 +14,7 @@ use super::part::Part;
 use super::table::MAX_AGENTS;
 use super::template::TopicTemplate;
 use super::users::Users;
+use crate::base::scheduling::Scheduling;
 use crate::base::topic::{Id, Topic, constant_topic};
 use crate::front::{FrontKind, HttpLimits};
 use crate::link::{Brokers, Prefix};
@@ -25,6 +26,8 @@ use crate::wire::Qos;
 pub struct GatewaySettings {
     /// Which log lines are shown.
     pub log: LevelFilter,
+    /// How the kernel shares the processors out among its threads and those of others.
+    pub scheduling: Scheduling,
     /// The brokers.
     pub brokers: Brokers,
     /// What this project's topics begin with at the brokers.
@@ -68,6 +71,7 @@ impl GatewaySettings {
             ("broker", self.brokers.are_same_places(&wished.brokers)),
             ("listen", self.listen == wished.listen),
             ("prefix", self.prefix == wished.prefix),
+            ("scheduling", self.scheduling == wished.scheduling),
             ("id", self.id == wished.id),
             ("front", self.front == wished.front),
             ("keep_alive_s", self.keep_alive == wished.keep_alive),
@@ -376,6 +380,7 @@ impl GatewaySettings {
     pub(super) fn example() -> GatewaySettings {
         GatewaySettings {
             log: LevelFilter::Info,
+            scheduling: Scheduling::default(),
             prefix: Prefix::default(),
             brokers: "mqtt://127.0.0.1"
                 .parse::<crate::link::BrokerUrl>()

@@ -6,8 +6,8 @@ use recado::gateway::Gateway;
 use crate::support::http::{Connection, get};
 use crate::support::process::Process;
 use crate::support::{
-    Chain, Kind, TestBroker, agent_settings, free_port, gateway_settings, local, start_agent,
-    start_backend, start_gateway, wait_until, wait_until_ready,
+    Chain, Kind, TempFile, TestBroker, agent_settings, free_port, gateway_settings, local,
+    start_agent, start_backend, start_gateway, wait_until, wait_until_ready,
 };
 
 on_each_broker!(
@@ -159,4 +159,33 @@ fn an_agent_stopped_in_order_loses_nothing(kind: Kind) {
     gateway.stop().unwrap();
     first.stop().unwrap();
     backend.stop().unwrap();
+}
+
+#[test]
+fn threads_are_in_the_scheduling_class_of_the_settings() {
+    let broker = TestBroker::start(Kind::Embedded);
+    for (setting, class) in [
+        ("", 3),
+        ("scheduling = \"batch\"", 3),
+        ("scheduling = \"normal\"", 0),
+    ] {
+        let file = TempFile::new(setting);
+        let (url, config) = (broker.url(), file.path());
+        let common = ["--broker", &url, "--config", config];
+        let gateway = Process::own(
+            "api_1",
+            &[&common[..], &["--listen", "127.0.0.1:0"]].concat(),
+        );
+        let agent = Process::own("agent", &[&common[..], &["--id", "a"]].concat());
+        for (process, ready) in [(&gateway, "ready as gateway"), (&agent, "ready as agent")] {
+            process.wait_for_output(ready);
+            let threads = process.scheduling();
+            let mqtt = threads.iter().find(|(name, _)| name == "mqtt");
+            assert_eq!(
+                mqtt.map(|(_, class)| *class),
+                Some(class),
+                "{setting}: {threads:?}"
+            );
+        }
+    }
 }

@@ -86,6 +86,22 @@ impl Process {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// The scheduling class of each of its threads, a number of sched(7), with the thread's name.
+    pub fn scheduling(&self) -> Vec<(String, u32)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        // One that ends meanwhile is left out.
+        let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).ok();
+        let stats = tasks.filter_map(|task| stat(task.unwrap()));
+        let class = |stat: String| {
+            let (name, rest) = stat.rsplit_once(')').unwrap();
+            let (_, name) = name.split_once('(').unwrap();
+            // The third field of proc_pid_stat(5) is the first one here, the class is the 41st.
+            let class = rest.split_whitespace().nth(41 - 3).unwrap();
+            (name.to_owned(), class.parse().unwrap())
+        };
+        stats.map(class).collect()
+    }
+
     pub fn output(&self) -> String {
         self.output.lock().unwrap().clone()
     }
