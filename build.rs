@@ -8,6 +8,8 @@ fn main() {
     let commit = std::env::var("RECADO_COMMIT").ok().or_else(commit);
     let all = [
         ("CARGO_FEATURE_TLS", "tls"),
+        ("CARGO_FEATURE_WEBSOCKET", "websocket"),
+        ("CARGO_FEATURE_PROXY", "proxy"),
         ("CARGO_FEATURE_BROKER", "broker"),
     ];
     let features = all

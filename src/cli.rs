@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::base::error::{Error, Result};
 use crate::base::topic::{Id, Topic, TopicFilter};
@@ -99,6 +99,10 @@ pub struct Api1 {
     /// The HTTP server to use [default: guarded]
     #[arg(long, value_enum)]
     pub front: Option<FrontKind>,
+    /// Ask the running gateway with these settings whether it is ready, at the address where it listens, print
+    /// what it says, and exit: 0 if it is, 1 if not
+    #[arg(long, conflicts_with = "check")]
+    pub health: bool,
     /// Check the settings, print what would be used, and exit
     #[arg(long)]
     pub check: bool,
@@ -243,7 +247,10 @@ pub struct Broker {
 /// Parses the command line, starts logging, runs the program and turns its result into an exit
 /// code; an error goes to standard error with its whole chain.
 pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode {
-    let flags = Flags::parse();
+    let flags = match Flags::from_arg_matches(&command::<Flags>().get_matches()) {
+        Ok(flags) => flags,
+        Err(error) => error.exit(),
+    };
     let result = crate::base::logging::init().and_then(|logging| {
         let result = program(flags);
         // Before anything else is printed.
@@ -262,6 +269,17 @@ pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode
     }
 }
 
+// The command line under the name that it was called by: a program is installed as `recado-agent`, say.
+fn command<Flags: CommandFactory>() -> clap::Command {
+    let path = std::env::args_os().next().map(PathBuf::from);
+    let name = path.as_deref().and_then(|path| path.file_stem()?.to_str());
+    match name {
+        // clap wants names that last; this one does, as there is one for each run.
+        Some(name) => Flags::command().name(&*name.to_owned().leak()),
+        None => Flags::command(),
+    }
+}
+
 /// Prints what `--check` found.
 ///
 /// Errors: standard output is closed.
@@ -274,7 +292,6 @@ pub fn print(settings: impl fmt::Display) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
 
     use super::*;
 

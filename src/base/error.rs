@@ -79,6 +79,13 @@ pub enum Error {
         /// How long it had.
         patience: Duration,
     },
+    /// A running gateway is not ready, or nothing answers in its place.
+    NotReady {
+        /// Where it was asked.
+        address: SocketAddr,
+        /// What it says, or why there is no answer.
+        reason: String,
+    },
     /// A thread did not end in time, or ended in a panic.
     Thread {
         /// The thread's name.
@@ -118,6 +125,9 @@ impl fmt::Display for Error {
                 "agent {agent} does not answer within {} s: is it running, connected to this broker, of this version, and may both read and write recado/agents/{agent}/stats?",
                 patience.as_secs()
             ),
+            Error::NotReady { address, reason } => {
+                write!(f, "the gateway at {address} is not ready: {reason}")
+            }
             Error::Thread { name, reason } => write!(f, "thread {name} {reason}"),
         }
     }

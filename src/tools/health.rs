@@ -1,6 +1,9 @@
-//! `agent --health`: asks a running agent how it is, through the broker, so that it needs no port.
+//! `--health`: asks a running agent how it is, through the broker, so that it needs no port; and a gateway,
+//! at its own.
 
 use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -104,6 +107,44 @@ pub fn ask(settings: &AgentSettings) -> Result<Health> {
             patience: PATIENCE,
         }),
     }
+}
+
+/// Asks the gateway that listens at this address whether it is ready, on this machine. Returns that in words.
+///
+/// Errors: it is not ready, and why, or it does not answer ([`Error::NotReady`]).
+pub fn ask_gateway(listen: SocketAddr) -> Result<String> {
+    let mut address = listen;
+    // One that listens everywhere is here too.
+    match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let not_ready = |reason: String| Error::NotReady { address, reason };
+    let answer = get(address, "/readyz").map_err(|error| not_ready(error.to_string()))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    match head.split_whitespace().nth(1) {
+        Some("200") => Ok(format!("gateway at {address}: ready\n")),
+        Some("503") => Err(not_ready(detail(body).unwrap_or_else(|| body.to_owned()))),
+        _ => Err(not_ready("what answers there is no gateway".to_owned())),
+    }
+}
+
+// What a problem (RFC 9457) says in words.
+fn detail(body: &str) -> Option<String> {
+    let problem: serde_json::Value = serde_json::from_str(body).ok()?;
+    problem["detail"].as_str().map(str::to_owned)
+}
+
+// The beginning of an answer, of the kind that needs no library to be read.
+fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(16 * 1024).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 impl fmt::Display for Health {

@@ -148,7 +148,10 @@ fn every_program_knows_help_and_version() {
         let number = env!("CARGO_PKG_VERSION");
         let begin = format!("{program} {number} (commit ");
         assert!(output.starts_with(&begin), "{output}");
-        assert!(output.contains(", features tls,broker)"), "{output}");
+        assert!(
+            output.contains(", features tls,websocket,proxy,broker)"),
+            "{output}"
+        );
     }
 }
 

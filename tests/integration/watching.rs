@@ -211,6 +211,37 @@ fn an_agent_tells_who_asks_through_the_broker_how_it_is() {
     backend.stop().unwrap();
 }
 
+#[test]
+fn a_gateway_tells_who_asks_at_its_address_whether_it_is_ready() {
+    let broker = TestBroker::absent(Kind::Embedded);
+    let port = free_port();
+    // Where it listens everywhere it is asked on this machine.
+    let listen = format!("0.0.0.0:{port}");
+    let ask = |listen: &str| Process::own("api_1", &["--health", "--listen", listen]).wait();
+    let (status, output) = ask(&listen);
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("Connection refused"), "{output}");
+
+    let gateway = Process::own("api_1", &["--listen", &listen, "--broker", &broker.url()]);
+    gateway.wait_for_output("listening on");
+    let (status, output) = ask(&listen);
+    assert_eq!(status.code(), Some(1), "{output}");
+    let reason = "is not ready: there is no connection to the broker";
+    assert!(output.contains(reason), "{output}");
+    broker.start_again();
+    gateway.wait_for_output("ready as gateway");
+    let (status, output) = ask(&listen);
+    assert_eq!(status.code(), Some(0), "{output}");
+    assert_eq!(output, format!("gateway at 127.0.0.1:{port}: ready\n"));
+
+    // Something else has the port.
+    let backend = start_backend();
+    let (status, output) = ask(&backend.address().to_string());
+    assert_eq!(status.code(), Some(1), "{output}");
+    assert!(output.contains("is no gateway"), "{output}");
+    backend.stop().unwrap();
+}
+
 /// One who reads events.
 struct Viewer(Connection);
 
