@@ -45,7 +45,8 @@ ping_through() { # NAME DIRECTORY: a ping through the gateway and the agent ther
   [[ $answer == *"hello $word"* ]] || fail "$1: no echo, but: $answer $(cat "$work"/*.log)"
   answer=$(curl -s -m 5 "http://127.0.0.1:$gateway/ping")
   [ "$answer" = '{"response": {"message": "pong", "received": {"ask": "ping"}}}' ] || fail "$1: no ping, but: $answer"
-  "${runner[@]}" "$2/recado-agent" --broker "$url" --health | grep -q "^agent demo: " || fail "$1: --health"
+  answer=$("${runner[@]}" "$2/recado-agent" --broker "$url" --health)
+  [[ $answer == "agent demo: "* ]] || fail "$1: --health: $answer"
   "${runner[@]}" "$2/recado-pub" --broker "$url" --retain --message "$word" --topic a/b >/dev/null 2>&1 || fail "$1: pub"
   answer=$("${runner[@]}" "$2/recado-sub" --broker "$url" --topic a/b --count 1 2>/dev/null)
   [[ $answer == *"$word"* ]] || fail "$1: sub got: $answer"
@@ -56,7 +57,7 @@ ping_through() { # NAME DIRECTORY: a ping through the gateway and the agent ther
 }
 
 try_archive() { # FILE
-  local name root program version architecture
+  local name root program version architecture said
   name=$(basename "$1" .tar.gz)
   architecture=${name#*-linux-}
   runs_on "${architecture%-minimal}"
@@ -66,8 +67,8 @@ try_archive() { # FILE
   for program in "$root"/bin/*; do
     [[ $(file -b "$program") == *statically\ linked* || $(file -b "$program") == *static-pie* ]] ||
       fail "$program is not static: $(file -b "$program")"
-    "${runner[@]}" "$program" --version | grep -q "^$(basename "$program") $version (commit " ||
-      fail "$program --version: $("${runner[@]}" "$program" --version)"
+    said=$("${runner[@]}" "$program" --version)
+    [[ $said == "$(basename "$program") $version (commit "* ]] || fail "$program --version: $said"
     [ -s "$root/man/$(basename "$program").1" ] || fail "$program has no manual page"
     grep -aq "$HOME" "$program" && fail "$program names a folder of the machine that built it"
   done
@@ -86,7 +87,48 @@ licences = (root / "THIRD-PARTY-LICENCES.txt").read_text()
 assert "rumqttc " in licences and "Permission is hereby granted" in licences
 END
   ok "$name: static, versions, manual pages, settings, papers"
+  try_sizes "${name#*-linux-}" "$root/bin"
   ping_through "$name" "$root/bin"
+  if ((${#runner[@]} == 0)) && [ "$(id -u)" = 0 ]; then as_process_1 "$name" "$root/bin"; fi
+}
+
+# A program may be larger than docs/sizes.md says by a twentieth, no more: who makes it grow has to say so there.
+try_sizes() { # VARIANT DIRECTORY
+  local program said bytes
+  for program in "$2"/*; do
+    said=$(awk -F '|' -v v="$1" -v p="$(basename "$program")" \
+      '{ gsub(/[ `,]/, "") } $2 == v && $3 == p { print $4 }' docs/sizes.md)
+    bytes=$(stat -c %s "$program")
+    [ -n "$said" ] || fail "docs/sizes.md does not know $1 $(basename "$program"), which has $bytes bytes"
+    ((bytes * 20 <= said * 21)) || fail "$1 $(basename "$program") has $bytes bytes; docs/sizes.md says $said"
+  done
+  ok "$1: no program has grown"
+}
+
+# What a container does: process 1 in a directory with nothing else in it, which has to stop in order.
+as_process_1() { # NAME DIRECTORY
+  local port first=${#pids[@]} number inner
+  port=$(free_port)
+  mkdir "$work/alone"
+  cp "$2/recado-gateway" "$work/alone/"
+  start alone unshare --fork --pid --kill-child chroot "$work/alone" /recado-gateway \
+    --broker mqtt://127.0.0.1:1 --listen "127.0.0.1:$port"
+  until_it_answers "http://127.0.0.1:$port/healthz" alone
+  inner=$(pgrep -P "${pids[first]}")
+  # unshare itself takes no signal while that runs.
+  pids+=("$inner")
+  chroot "$work/alone" /recado-gateway --listen "127.0.0.1:$port" --health >"$work/out" 2>&1 && fail "$1: --health"
+  grep -q "is not ready: there is no connection to the broker" "$work/out" || fail "$1: --health: $(cat "$work/out")"
+  kill -TERM "$inner"
+  for ((number = 0; number < 100; number++)); do
+    kill -0 "${pids[first]}" 2>/dev/null || break
+    sleep 0.1
+  done
+  wait "${pids[first]}" || fail "$1: as process 1 it ended with $?: $(cat "$work/alone.log")"
+  grep -q stopped "$work/alone.log" || fail "$1: it did not stop in order: $(cat "$work/alone.log")"
+  pids=("${pids[@]:0:first}")
+  rm -r "$work/alone"
+  ok "$1: as process 1, alone in a directory"
 }
 
 # --- packages ------------------------------------------------------------------------------------
@@ -106,7 +148,7 @@ try_packages() {
   getent passwd recado >/dev/null || fail "no user recado"
   for program in gateway agent; do
     [ -L "/etc/systemd/system/multi-user.target.wants/recado-$program.service" ] || fail "recado-$program is not enabled"
-    systemd-analyze verify "/lib/systemd/system/recado-$program.service" 2>"$work/out" || fail "$(cat "$work/out")"
+    systemd-analyze verify "/usr/lib/systemd/system/recado-$program.service" 2>"$work/out" || fail "$(cat "$work/out")"
     ! grep "recado-$program" "$work/out" || fail "its unit"
     setpriv --reuid recado --regid recado --clear-groups "/usr/bin/recado-$program" \
       --config "/etc/recado/$program.toml" --check >/dev/null || fail "recado-$program --check as recado"
