@@ -120,7 +120,7 @@ packages() { # variant
 rm -rf dist
 mkdir -p dist
 say "manual pages and completions"
-cargo run --locked --quiet --example pages -- dist/pages
+cargo run --locked --quiet --no-default-features --example pages -- dist/pages
 for variant in "${variants[@]}"; do
   build "$variant"
   stage "$variant"
