@@ -59,8 +59,9 @@ build() { # variant
   say "$variant: $target"
   [[ $variant != *-minimal ]] || size=(CARGO_PROFILE_RELEASE_OPT_LEVEL=z)
   for name in $(installed_of "$variant"); do bins+=("--bin=${program[$name]}"); done
-  # zig has the start files and the C library. No path of this machine may end up in a program.
-  flags="-C target-feature=+crt-static -C link-self-contained=no --remap-path-prefix=$PWD=/recado"
+  # zig has the start files and the C library, and takes `-static-pie` for `-static`; with `-pie` a program is at
+  # another address each time, which makes it harder to attack. No path of this machine may end up in it.
+  flags="-C target-feature=+crt-static -C link-self-contained=no -C link-arg=-pie --remap-path-prefix=$PWD=/recado"
   flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$(rustc --print sysroot)=/rust"
   # shellcheck disable=SC2046 # one word, or none
   env "${size[@]}" RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags" CARGO_TARGET_DIR="$target_dir" \
