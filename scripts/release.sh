@@ -109,8 +109,9 @@ packages() { # variant
   printf 'recado (%s-1) unstable; urgency=medium\n\n  * See CHANGELOG.md of the project.\n\n -- %s  %s\n' "$version" \
     "$(sed -n 's/^maintainer = "\(.*\)"/\1/p' Cargo.toml)" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" >dist/staging/changelog
   for package in gateway agent tools; do
-    # One file that runs anywhere is the point. cargo-deb writes the field of the one that depends on nothing too.
-    printf "recado-$package: %s\n" statically-linked-binary >"dist/staging/overrides/recado-$package"
+    # lintian takes a program that is static and position-independent for a library. cargo-deb writes the field of the
+    # one that depends on nothing too.
+    echo "recado-$package: shared-library-lacks-prerequisites" >"dist/staging/overrides/recado-$package"
     [ $package != tools ] || echo "recado-tools: empty-field Depends" >>dist/staging/overrides/recado-tools
     variant=(--variant "$package")
     [ $package != tools ] || variant=()
