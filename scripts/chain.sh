@@ -24,6 +24,8 @@ free_port() {
   "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
+ok() { printf 'ok    %s\n' "$*"; }
+
 fail() {
   printf '%s: %s\n' "$name" "$*" >&2
   exit 1

@@ -11,7 +11,7 @@
 #
 #   pip install cargo-zigbuild && cargo install --locked cargo-deb cargo-cyclonedx cargo-about --features cargo-about/cli
 #
-# The same commit gives the same bytes in whatever folder: compare SHA256SUMS. Rust's standard library is built here
+# The same commit is to give the same bytes in whatever folder (.ci/run compares one archive). Rust's standard library is built here
 # too, from rustup's rust-src: it becomes a tenth smaller by leaving out what reads debug information, which stripped
 # programs don't have. cargo offers that behind a switch for nightly compilers only, hence RUSTC_BOOTSTRAP.
 set -euo pipefail
@@ -84,7 +84,6 @@ stage() { # variant
   mkdir dist/staging/docs
   cp docs/*.md dist/staging/docs/
   papers "$target" "$(features_of "$variant")"
-  find dist/staging -type d -exec chmod 755 {} + -o -name 'recado-*' -path '*/openwrt/*' -exec chmod 755 {} +
 }
 
 papers() { # target, feature flags: the licences, and the bill of materials
@@ -99,7 +98,7 @@ papers() { # target, feature flags: the licences, and the bill of materials
 
 archive() { # variant
   local name=recado-$version-linux-$1
-  tar --create --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
+  tar --create --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
     --transform "s,^staging,$name," --exclude staging/overrides --exclude staging/changelog \
     --directory dist staging | gzip -9n >"dist/$name.tar.gz"
 }

@@ -14,7 +14,6 @@ cd "$(dirname "$0")/.."
 
 source scripts/chain.sh
 long=${SECONDS_LONG:-60}
-ok() { printf 'ok    %s\n' "$*"; }
 
 promtool check rules config/prometheus-alerts.yml >"$work/out" || fail "$(cat "$work/out")"
 promtool check config config/prometheus.yml >"$work/out" || fail "$(cat "$work/out")"

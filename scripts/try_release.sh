@@ -14,7 +14,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source scripts/chain.sh
-ok() { printf 'ok    %s\n' "$*"; }
 
 runs_on() { # ARCHITECTURE: what its programs are started with, into `runner`
   runner=()

@@ -247,10 +247,8 @@ pub struct Broker {
 /// Parses the command line, starts logging, runs the program and turns its result into an exit
 /// code; an error goes to standard error with its whole chain.
 pub fn run<Flags: Parser>(program: impl FnOnce(Flags) -> Result<()>) -> ExitCode {
-    let flags = match Flags::from_arg_matches(&command::<Flags>().get_matches()) {
-        Ok(flags) => flags,
-        Err(error) => error.exit(),
-    };
+    let matches = command::<Flags>().get_matches();
+    let flags = Flags::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let result = crate::base::logging::init().and_then(|logging| {
         let result = program(flags);
         // Before anything else is printed.
