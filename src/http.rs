@@ -5,6 +5,7 @@ pub mod body;
 pub mod chunked;
 pub mod content;
 pub mod failure;
+pub mod fields;
 pub mod framing;
 pub mod head;
 pub mod problem;
@@ -14,5 +15,6 @@ pub mod types;
 
 pub use body::{Body, Chunk, Source};
 pub use failure::Failure;
+pub use fields::header_map;
 pub use problem::Problem;
 pub use types::{Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone, has_body};

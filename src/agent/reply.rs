@@ -80,7 +80,7 @@ impl ReplyTo {
             .map_err(|error| format!("its response topic can't be used: {error}"))?;
         check_topic(&topic, settings)?;
         Ok(ReplyTo {
-            topic: topic.to_string(),
+            topic: topic.into(),
             correlation: properties.correlation_data.clone(),
             form,
         })
@@ -162,9 +162,11 @@ impl Owed {
 
 pub(super) fn json_properties(status: StatusCode, error: Option<Hop>) -> Properties {
     let content_type = if error.is_some() { PROBLEM_JSON } else { JSON };
+    let mut user = Vec::with_capacity(4);
+    user.push((STATUS.to_owned(), status.as_str().to_owned()));
     let mut properties = Properties {
         content_type: Some(content_type.to_owned()),
-        user: vec![(STATUS.to_owned(), status.as_str().to_owned())],
+        user,
         ..Properties::default()
     };
     if let Some(hop) = error {

@@ -52,6 +52,12 @@ impl Topic {
     }
 }
 
+impl From<Topic> for String {
+    fn from(topic: Topic) -> String {
+        topic.0
+    }
+}
+
 /// A topic of this program's own.
 #[allow(clippy::expect_used)] // constants, covered by tests
 pub(crate) fn constant_topic(name: &str) -> Topic {

@@ -26,7 +26,7 @@ pub(super) fn handle(carrier: &Carrier, request: &Request, client: &Client<'_>) 
     let begun = Instant::now();
     let id = RequestId::of(request.headers());
     let address = carrier.gate.address(request.headers(), client.peer);
-    let mut trace = Trace::of_nothing(Some(id.clone()), address);
+    let mut trace = Trace::of_nothing(Some(id), address);
     let found = carrier.router.find(request);
     if let Ok(found) = &found {
         trace.route = carrier.router.label(found.endpoint);

@@ -4,10 +4,12 @@
 //! guesses differently from the proxy in front of it can be made to see requests that nobody
 //! sent. httparse splits the lines; what it is lenient about is refused here, before or after.
 
-use http::header::{self, HeaderName, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 
 use super::bad_request::BadRequest;
+use super::fields::header_map;
 use super::framing::{Framing, framing};
 use super::types::Request;
 
@@ -69,7 +71,8 @@ impl Scanner {
 pub fn parse(bytes: &[u8]) -> Result<Head, BadRequest> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(bytes) {
+    let head = Bytes::copy_from_slice(bytes);
+    match parsed.parse(&head) {
         Ok(httparse::Status::Complete(length)) if length == bytes.len() => {}
         Ok(_) => return Err(BadRequest::new("the head is malformed")),
         Err(error) => return Err(parse_error(error, bytes)),
@@ -82,7 +85,7 @@ pub fn parse(bytes: &[u8]) -> Result<Head, BadRequest> {
         .method
         .and_then(|method| Method::from_bytes(method.as_bytes()).ok())
         .ok_or(BadRequest::new("the method is not a token"))?;
-    let mut headers = header_map(parsed.headers)?;
+    let mut headers = header_map(&head, parsed.headers).map_err(BadRequest::new)?;
     single_host(&headers, version)?;
     let uri = target(parsed.path.unwrap_or_default(), &method)?;
     // RFC 9112, section 3.2.2: an absolute target says what the host is, whatever Host says.
@@ -136,18 +139,6 @@ fn names_a_version(bytes: &[u8]) -> bool {
     words.next().is_none()
         && matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
             if major.is_ascii_digit() && minor.is_ascii_digit())
-}
-
-fn header_map(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, BadRequest> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| BadRequest::new("a header name is malformed"))?;
-        let value = HeaderValue::from_bytes(field.value)
-            .map_err(|_| BadRequest::new("a header value is malformed"))?;
-        headers.append(name, value);
-    }
-    Ok(headers)
 }
 
 // RFC 9112, section 3.2: exactly one Host in HTTP/1.1.

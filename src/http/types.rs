@@ -34,14 +34,35 @@ pub fn has_body(status: StatusCode) -> bool {
 }
 
 /// The name of one request: in the header `X-Request-Id`, in problem documents, in log lines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId(String);
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RequestId {
+    // Here and not in a string: it is repeated in many places for each request. Zeros behind it.
+    text: [u8; MAX_REQUEST_ID],
+    length: u8,
+}
+
+const MAX_REQUEST_ID: usize = 64;
 
 impl RequestId {
     /// Makes a new one.
     pub fn random() -> RequestId {
-        let number = random::bytes().map_or(0, u64::from_ne_bytes);
-        RequestId(format!("{number:016x}"))
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let number: [u8; 8] = random::bytes().unwrap_or_default();
+        let mut text = [0; 16];
+        for (byte, digits) in number.into_iter().zip(text.chunks_exact_mut(2)) {
+            digits[0] = DIGITS[usize::from(byte >> 4)];
+            digits[1] = DIGITS[usize::from(byte & 15)];
+        }
+        RequestId::of_bytes(&text)
+    }
+
+    fn of_bytes(id: &[u8]) -> RequestId {
+        let mut text = [0; MAX_REQUEST_ID];
+        text[..id.len()].copy_from_slice(id);
+        RequestId {
+            text,
+            length: id.len() as u8,
+        }
     }
 
     /// Takes the caller's own, if it sent one that is safe to repeat; else makes one.
@@ -51,28 +72,32 @@ impl RequestId {
 
     /// Takes one that is safe to repeat: 1 to 64 of the characters `A-Z a-z 0-9 . _ -`.
     pub fn given(value: Option<&HeaderValue>) -> Option<RequestId> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let sane = |id: &&str| (1..=64).contains(&id.len()) && id.chars().all(allowed);
-        value
-            .and_then(|value| value.to_str().ok())
-            .filter(sane)
-            .map(|id| RequestId(id.to_owned()))
+        let allowed = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        let sane = |id: &&[u8]| (1..=MAX_REQUEST_ID).contains(&id.len());
+        let id = value.map(HeaderValue::as_bytes).filter(sane)?;
+        id.iter().all(allowed).then(|| RequestId::of_bytes(id))
     }
 
     /// The value of the header `X-Request-Id`.
     pub fn header(&self) -> Option<HeaderValue> {
-        HeaderValue::from_str(&self.0).ok()
+        HeaderValue::from_str(self.as_str()).ok()
     }
 
     /// The id.
     pub fn as_str(&self) -> &str {
-        &self.0
+        std::str::from_utf8(&self.text[..usize::from(self.length)]).unwrap_or_default()
     }
 }
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestId({self})")
     }
 }
 

@@ -4,9 +4,12 @@
 //! passes transfer codings over that it doesn't know. What ureq gets is a short head of our own: the
 //! status, and how the body is delimited.
 
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use httparse::ParserConfig;
+
+use crate::http::header_map;
 
 /// The longest head, in bytes.
 pub(super) const MAX_HEAD: usize = 64 * 1024;
@@ -59,13 +62,14 @@ pub(super) fn find(bytes: &[u8], upgrades: bool) -> Result<Found, String> {
     let Some(length) = end(bytes) else {
         return Ok(Found::Nothing);
     };
-    let lines = bytes[..length].iter().filter(|byte| **byte == b'\n');
+    let head = Bytes::copy_from_slice(&bytes[..length]);
+    let lines = head.iter().filter(|byte| **byte == b'\n');
     let mut fields = vec![httparse::EMPTY_HEADER; lines.count().min(MAX_FIELDS)];
     let mut parsed = httparse::Response::new(&mut fields);
     let complete = ParserConfig::default()
         // RFC 9112, section 5.1.
         .allow_spaces_after_header_name_in_responses(true)
-        .parse_response(&mut parsed, &bytes[..length])
+        .parse_response(&mut parsed, &head)
         .map_err(describe)?;
     let (httparse::Status::Complete(_), Some(code)) = (complete, parsed.code) else {
         return Err("the head of its answer is malformed".into());
@@ -77,7 +81,8 @@ pub(super) fn find(bytes: &[u8], upgrades: bool) -> Result<Found, String> {
         _ => return Err(format!("its status {code} is no answer to this request")),
     }
     let status = StatusCode::from_u16(code).map_err(|error| error.to_string())?;
-    let mut headers = header_map(parsed.headers)?;
+    let headers = header_map(&head, parsed.headers);
+    let mut headers = headers.map_err(|flaw| format!("{flaw}, in the head of its answer"))?;
     let (end, framing) = framing(status, &mut headers, parsed.version == Some(0))?;
     let head = Head {
         status,
@@ -112,17 +117,6 @@ fn describe(error: httparse::Error) -> String {
         }
         other => format!("the head of its answer is malformed: {other}"),
     }
-}
-
-fn header_map(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, String> {
-    let malformed = || "a field in the head of its answer is malformed".to_owned();
-    let mut headers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| malformed())?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| malformed())?;
-        headers.append(name, value);
-    }
-    Ok(headers)
 }
 
 // RFC 9112, section 6.3.

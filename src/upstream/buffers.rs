@@ -16,6 +16,8 @@ const FIRST_INPUT: usize = 2 * 1024;
 pub(super) const MAX_INPUT: usize = MAX_HEAD;
 /// How many bytes are sent at a time.
 pub(super) const SEND_AT: usize = 64 * 1024;
+/// The largest output buffer that is kept while an answer is waited for, in bytes.
+const KEPT: usize = 1024;
 
 /// How much room the next request takes in the output buffer, in bytes. The connections of a client
 /// and whoever calls it share one.
@@ -72,9 +74,11 @@ impl Elastic {
         &self.output[..self.unsent]
     }
 
-    /// All was sent: gives the memory back.
+    /// All was sent: gives the memory back, unless it is little.
     pub fn sent(&mut self) {
-        self.output = Vec::new();
+        if self.output.len() > KEPT {
+            self.output = Vec::new();
+        }
         self.unsent = 0;
         self.rest();
     }

@@ -143,20 +143,22 @@ impl Upstream {
         streams: bool,
     ) -> std::result::Result<Response, UpstreamError> {
         let begun = Instant::now();
-        let answer = match self.send(&request, timeout) {
-            Err(error) if request.method().is_idempotent() && self.is_cut(&error) => {
+        let is_head = request.method() == Method::HEAD;
+        let repeated = request.method().is_idempotent().then(|| request.clone());
+        let answer = match (self.send(request, timeout), repeated) {
+            (Err(error), Some(request)) if self.is_cut(&error) => {
                 let left = timeout.saturating_sub(begun.elapsed());
                 // The first attempt may have been executed, whatever becomes of the second.
-                self.send(&request, left)
+                self.send(request, left)
                     .map_err(|error| match call_error(error) {
                         UpstreamError::Unreachable(reason) => UpstreamError::Broken(reason),
                         other => other,
                     })
             }
-            other => other.map_err(call_error),
+            (other, _) => other.map_err(call_error),
         };
         let (parts, body) = answer?.into_parts();
-        let has_body = request.method() != Method::HEAD && has_body(parts.status);
+        let has_body = !is_head && has_body(parts.status);
         let body = match streams && has_body {
             true => self.begin_answer(&parts, body)?,
             false => self.whole(&parts, body, has_body)?,
@@ -295,16 +297,12 @@ impl Upstream {
 
     fn send(
         &self,
-        request: &Request,
+        request: Request,
         timeout: Duration,
     ) -> std::result::Result<http::Response<ureq::Body>, ureq::Error> {
-        let mut head = http::Request::new(());
-        *head.method_mut() = request.method().clone();
-        *head.uri_mut() = request.uri().clone();
-        *head.headers_mut() = request.headers().clone();
-        let body = request.body();
         let client = self.client();
-        let (longest_line, head_size) = measure(request);
+        let (longest_line, head_size) = measure(&request);
+        let (head, body) = request.into_parts();
         client
             .exchange
             .room
@@ -313,9 +311,12 @@ impl Upstream {
         // An empty body says so with a Content-Length, which only these methods want
         // (RFC 9110, section 8.6).
         let says_length = [Method::POST, Method::PUT, Method::PATCH];
-        let mut answer = match body.is_empty() && !says_length.contains(request.method()) {
-            true => run(&client.agent, head, timeout),
-            false => run(&client.agent, head.map(|()| body.as_bytes()), timeout),
+        let mut answer = match body.is_empty() && !says_length.contains(&head.method) {
+            true => run(&client.agent, http::Request::from_parts(head, ()), timeout),
+            false => {
+                let request = http::Request::from_parts(head, body.as_bytes());
+                run(&client.agent, request, timeout)
+            }
         }?;
         // ureq has seen no more of it than it needs.
         if let Some(head) = lock(&client.exchange.head).take() {

@@ -50,7 +50,7 @@ pub fn request_properties(
     sent: Sent<'_>,
 ) -> Properties {
     let millis = u64::try_from(time_left.as_millis()).unwrap_or(u64::MAX);
-    let sent = [sent.instance, "/", &sent.millis.to_string()].concat();
+    let sent = format!("{}/{}", sent.instance, sent.millis);
     // With room for what the modes add.
     let mut user = Vec::with_capacity(4);
     user.push((DEADLINE_MS.to_owned(), millis.to_string()));
