@@ -15,7 +15,7 @@ RUN apk add --no-cache musl-dev
 WORKDIR /recado
 COPY . .
 ARG RECADO_COMMIT=unknown
-RUN cargo build --locked --release --no-default-features --features tls,websocket,proxy \
+RUN cargo build --locked --release --no-default-features --features tls,websocket,proxy,page,tiny-front \
     --bin api_1 --bin agent --bin api_2
 
 # Whom to trust for mqtts://, wss:// and https://, and a user without rights.

@@ -10,6 +10,8 @@ fn main() {
         ("CARGO_FEATURE_TLS", "tls"),
         ("CARGO_FEATURE_WEBSOCKET", "websocket"),
         ("CARGO_FEATURE_PROXY", "proxy"),
+        ("CARGO_FEATURE_PAGE", "page"),
+        ("CARGO_FEATURE_TINY_FRONT", "tiny-front"),
         ("CARGO_FEATURE_BROKER", "broker"),
     ];
     let features = all

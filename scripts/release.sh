@@ -4,7 +4,8 @@
 #
 #   scripts/release.sh [VARIANT...]     VARIANT: amd64, arm64, armhf, each also with -minimal; all six by default
 #
-# The minimal variants have neither TLS, WebSockets, proxies nor the embedded broker, and are optimized for size.
+# The minimal variants have neither TLS, WebSockets, proxies, the live page, tiny_http as a front nor the embedded broker,
+# and are optimized for size: SHA-2 is a loop, and a panic, which is a defect here, says what but not in which line.
 #
 # Needs cargo-zigbuild, which brings a C compiler and the C library for each target, and for the archives' papers
 # cargo-about and cargo-cyclonedx, for packages cargo-deb:
@@ -57,12 +58,15 @@ build() { # variant
   local variant=$1 target flags name bins=() size=()
   target=$(target_of "$variant")
   say "$variant: $target"
-  [[ $variant != *-minimal ]] || size=(CARGO_PROFILE_RELEASE_OPT_LEVEL=z)
   for name in $(installed_of "$variant"); do bins+=("--bin=${program[$name]}"); done
   # zig has the start files and the C library, and takes `-static-pie` for `-static`; with `-pie` a program is at
   # another address each time, which makes it harder to attack. No path of this machine may end up in it.
   flags="-C target-feature=+crt-static -C link-self-contained=no -C link-arg=-pie --remap-path-prefix=$PWD=/recado"
   flags+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$(rustc --print sysroot)=/rust"
+  if [[ $variant == *-minimal ]]; then
+    size=(CARGO_PROFILE_RELEASE_OPT_LEVEL=z)
+    flags+=' -Zlocation-detail=none --cfg sha2_backend="soft" --cfg sha2_backend_soft="compact"'
+  fi
   # shellcheck disable=SC2046 # one word, or none
   env "${size[@]}" RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags" CARGO_TARGET_DIR="$target_dir" \
     cargo-zigbuild zigbuild --locked --release --target "$target" $(features_of "$variant") "${bins[@]}" \
@@ -121,7 +125,7 @@ packages() { # variant
 rm -rf dist
 mkdir -p dist
 say "manual pages and completions"
-cargo run --locked --quiet --no-default-features --example pages -- dist/pages
+cargo run --locked --quiet --no-default-features --features tiny-front --example pages -- dist/pages
 for variant in "${variants[@]}"; do
   build "$variant"
   stage "$variant"

@@ -115,7 +115,7 @@ say "building (release); the first time takes some minutes, later only seconds"
 command -v cargo >/dev/null || fail "cargo is not installed; see https://rustup.rs"
 build=(--release --bin api_1 --bin api_2 --bin agent --bin client_a --bin client_b)
 # The embedded broker is most of the build: it is left out where another one serves.
-if [ "$broker" = embedded ]; then build+=(--bin broker); else build+=(--no-default-features --features tls); fi
+if [ "$broker" = embedded ]; then build+=(--bin broker); else build+=(--no-default-features --features tls,page,tiny-front); fi
 cargo build --locked "${build[@]}"
 
 start_broker

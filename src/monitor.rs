@@ -4,6 +4,7 @@ mod access_log;
 pub mod histogram;
 pub mod live;
 pub mod metrics;
+#[cfg(feature = "page")]
 pub mod page;
 pub mod trace;
 

@@ -16,6 +16,7 @@ pub enum FrontKind {
     #[default]
     Guarded,
     /// The tiny_http library.
+    #[cfg(feature = "tiny-front")]
     TinyHttp,
 }
 
@@ -23,6 +24,7 @@ impl fmt::Display for FrontKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             FrontKind::Guarded => "guarded",
+            #[cfg(feature = "tiny-front")]
             FrontKind::TinyHttp => "tiny_http",
         })
     }

@@ -15,6 +15,7 @@ use crate::http::failure::Wanted;
 use crate::http::{
     Failure, Problem, Request, RequestId, Response, Unanswered, X_REQUEST_ID, client_gone,
 };
+#[cfg(feature = "page")]
 use crate::monitor::page::page;
 use crate::monitor::trace::{Shares, Trace};
 use crate::wire::Hop;
@@ -107,7 +108,10 @@ impl Reached<'_> {
                 let id = found.parameter("id").unwrap_or_default();
                 views::agent(carrier, id, begun)?
             }
+            #[cfg(feature = "page")]
             Endpoint::Page => page()?,
+            #[cfg(not(feature = "page"))]
+            Endpoint::Page => return Err(Failure::NoPage),
             Endpoint::Events => views::events(carrier, request, self.client)?,
             Endpoint::Metrics => scrape::metrics(carrier, request.headers())?,
             Endpoint::Slash(_) => redirect(&with_slash(request)),

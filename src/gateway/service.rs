@@ -11,7 +11,7 @@ use super::settings::{GatewaySettings, Route};
 use super::{dispatch, forward};
 use crate::base::error::Result;
 use crate::base::threads::{self, lock};
-use crate::front::{Client, Exchange, Front, FrontKind, Handler, Takes, bind, guarded, tiny};
+use crate::front::{Client, Exchange, Front, FrontKind, Handler, Takes, bind, guarded};
 use crate::http::{Request, Response};
 use crate::link::{self, Links};
 use crate::monitor::Monitor;
@@ -95,7 +95,12 @@ impl Gateway {
             FrontKind::Guarded => {
                 Box::new(guarded::start(listener, settings.http.clone(), handler)?)
             }
-            FrontKind::TinyHttp => Box::new(tiny::start(listener, settings.http.clone(), handler)?),
+            #[cfg(feature = "tiny-front")]
+            FrontKind::TinyHttp => Box::new(crate::front::tiny::start(
+                listener,
+                settings.http.clone(),
+                handler,
+            )?),
         };
         log::info!("listening on http://{}", front.address());
         Ok(Gateway {

@@ -101,6 +101,8 @@ pub enum Failure {
     TooManyViewers,
     /// This front sends no events.
     NoEvents,
+    /// This build has no page.
+    NoPage,
 
     /// There is no connection to the broker, for this reason.
     NotConnected(String),
@@ -183,7 +185,9 @@ impl Failure {
             F::WrongToken(_) => (StatusCode::FORBIDDEN, Gateway, NotExecuted),
             F::Circle => (StatusCode::LOOP_DETECTED, Gateway, NotExecuted),
             F::BadTarget(_) | F::BodyNotJson(_) => (StatusCode::BAD_REQUEST, Gateway, NotExecuted),
-            F::Upgrade | F::NoEvents => (StatusCode::NOT_IMPLEMENTED, Gateway, NotExecuted),
+            F::Upgrade | F::NoEvents | F::NoPage => {
+                (StatusCode::NOT_IMPLEMENTED, Gateway, NotExecuted)
+            }
             F::TooManyConnections(_)
             | F::TooManyWaiting(_)
             | F::TooManyStreams(_)
@@ -297,6 +301,7 @@ impl fmt::Display for Failure {
             F::HungUp => f.write_str("the client hung up before there was a reply"),
             F::TooManyViewers => f.write_str("as many as there may be look at this already, or the gateway stops"),
             F::NoEvents => f.write_str("this front (tiny_http) sends no events; the front guarded does"),
+            F::NoPage => f.write_str("this gateway was built without its page (feature page); it has events and metrics"),
 
             F::NotConnected(why) => write!(f, "there is no connection to the broker: {why}"),
             F::Stalled(why) => write!(f, "the broker takes no more at the moment: {why}"),
@@ -416,6 +421,7 @@ mod tests {
             (F::HungUp, "499 gateway unknown"),
             (F::TooManyViewers, "503 gateway not-executed"),
             (F::NoEvents, "501 gateway not-executed"),
+            (F::NoPage, "501 gateway not-executed"),
             (F::NotConnected(words()), "503 broker not-executed"),
             (F::Stalled(words()), "503 broker not-executed"),
             (F::BrokerLost(words()), "502 broker unknown"),
