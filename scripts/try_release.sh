@@ -44,6 +44,8 @@ ping_through() { # NAME DIRECTORY: a ping through the gateway and the agent ther
   [[ $answer == *"hello $word"* ]] || fail "$1: no echo, but: $answer $(cat "$work"/*.log)"
   answer=$(curl -s -m 5 "http://127.0.0.1:$gateway/ping")
   [ "$answer" = '{"response": {"message": "pong", "received": {"ask": "ping"}}}' ] || fail "$1: no ping, but: $answer"
+  answer=$(curl -s -m 5 -o /dev/null -w '%{http_code}' "http://127.0.0.1:$gateway/")
+  [ "$answer" = "$([[ $1 == *-minimal ]] && echo 501 || echo 200)" ] || fail "$1: the live page: $answer"
   answer=$("${runner[@]}" "$2/recado-agent" --broker "$url" --health)
   [[ $answer == "agent demo: "* ]] || fail "$1: --health: $answer"
   "${runner[@]}" "$2/recado-pub" --broker "$url" --retain --message "$word" --topic a/b >/dev/null 2>&1 || fail "$1: pub"

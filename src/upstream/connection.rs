@@ -97,12 +97,20 @@ impl Connection {
         matches!(nothing, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
-    /// Ends it for whoever waits on it, or says that nothing more is sent.
-    pub fn shutdown(&self, how: Shutdown) {
-        match (&self.tls, how) {
-            (Some(session), Shutdown::Write) => session.close(&self.socket),
-            _ => drop(self.socket.shutdown(how)),
+    /// Says that nothing more is sent.
+    pub fn end_sending(&self) {
+        match &self.tls {
+            Some(session) => session.close(&self.socket),
+            None => drop(self.socket.shutdown(Shutdown::Write)),
         }
+    }
+
+    /// Breaks it off for whoever waits on it.
+    pub fn cut(&self) {
+        // So that it is reset once it is closed. With an orderly end, a service that waits to send more would go on
+        // waiting, a minute or longer: it is not told that there is room again.
+        let _ = self.socket.set_linger(Some(Duration::ZERO));
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
@@ -162,5 +170,30 @@ mod tests {
             connection.set_write_timeout(moment).unwrap();
             assert!(connection.socket().write_timeout().unwrap().is_some());
         }
+    }
+
+    #[test]
+    fn who_still_sends_when_it_is_cut_notices() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let connection = Connection::plain(socket);
+        let (mut service, _) = listener.accept().unwrap();
+        // Until neither side has room for more.
+        service
+            .set_write_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        while service.write(&[0; 65536]).is_ok() {}
+        connection.cut();
+        // What has come can still be read.
+        while (&connection)
+            .read(&mut [0; 65536])
+            .is_ok_and(|count| count > 0)
+        {}
+        drop(connection);
+        service
+            .set_write_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let end = std::iter::repeat_with(|| service.write(&[0; 65536])).find_map(Result::err);
+        assert_ne!(end.unwrap().kind(), ErrorKind::WouldBlock);
     }
 }

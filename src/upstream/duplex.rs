@@ -2,7 +2,6 @@
 //! upgrade. ureq sends all of a request before it reads anything, and knows no upgrade.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -75,7 +74,7 @@ impl Duplex {
     pub fn cutter(&self) -> impl Fn() + Send + Sync + 'static {
         let stream = Arc::clone(&self.stream);
         move || {
-            stream.shutdown(Shutdown::Both);
+            stream.cut();
         }
     }
 
@@ -88,11 +87,11 @@ impl Duplex {
             let sent = send(source, &stream, sending);
             match &sent {
                 Ok(()) if upgrades => {
-                    stream.shutdown(Shutdown::Write);
+                    stream.end_sending();
                 }
                 Ok(()) => {}
                 Err(Failed::Source(_)) => {
-                    stream.shutdown(Shutdown::Both);
+                    stream.cut();
                 }
                 // It may have answered before it stopped reading.
                 Err(Failed::Upstream(_)) => {}
@@ -254,7 +253,7 @@ impl Source for DuplexBody {
     }
 
     fn cancel(&self) {
-        self.stream.shutdown(Shutdown::Both);
+        self.stream.cut();
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
-use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -49,7 +48,7 @@ impl Exchange {
     pub fn cut(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
         if let Some(stream) = lock(&self.socket).upgrade() {
-            stream.shutdown(Shutdown::Both);
+            stream.cut();
         }
     }
 }

@@ -149,7 +149,7 @@ fn every_program_knows_help_and_version() {
         let begin = format!("{program} {number} (commit ");
         assert!(output.starts_with(&begin), "{output}");
         assert!(
-            output.contains(", features tls,websocket,proxy,broker)"),
+            output.contains(", features tls,websocket,proxy,page,tiny-front,broker)"),
             "{output}"
         );
     }
