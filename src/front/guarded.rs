@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
+
 use super::connection::{Connection, Ending};
 use super::handler::{Cut, Exchange, Front, Handler};
 use super::linger::Linger;
@@ -139,6 +141,10 @@ impl Server {
     fn shut(&self, how: Shutdown, which: impl Fn(&Slot) -> bool) {
         for slot in lock(&self.slots).iter().filter_map(Weak::upgrade) {
             if which(&slot) {
+                // A client that waits to send more is told by a reset only.
+                if how == Shutdown::Both {
+                    let _ = SockRef::from(&slot.stream).set_linger(Some(Duration::ZERO));
+                }
                 let _ = slot.stream.shutdown(how);
             }
         }
