@@ -12,9 +12,9 @@
 #
 #   pip install cargo-zigbuild && cargo install --locked cargo-deb cargo-cyclonedx cargo-about --features cargo-about/cli
 #
-# The same commit is to give the same bytes in whatever folder (.ci/run compares one archive). Rust's standard library is built here
-# too, from rustup's rust-src: it becomes a tenth smaller by leaving out what reads debug information, which stripped
-# programs don't have. cargo offers that behind a switch for nightly compilers only, hence RUSTC_BOOTSTRAP.
+# The same commit is to give the same bytes in whatever folder (.ci/run compares one archive). Rust's standard library
+# is built here too, from rustup's rust-src: programs become a tenth smaller by leaving out what reads debug information,
+# which stripped ones don't have. cargo offers that behind a switch for nightly compilers only, hence RUSTC_BOOTSTRAP.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

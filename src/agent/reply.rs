@@ -162,6 +162,7 @@ impl Owed {
 
 pub(super) fn json_properties(status: StatusCode, error: Option<Hop>) -> Properties {
     let content_type = if error.is_some() { PROBLEM_JSON } else { JSON };
+    // With room for what each reply has besides.
     let mut user = Vec::with_capacity(4);
     user.push((STATUS.to_owned(), status.as_str().to_owned()));
     let mut properties = Properties {

@@ -1,6 +1,7 @@
 //! Requests and answers, and what they are called.
 
 use std::fmt;
+use std::io::Write;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
@@ -46,14 +47,11 @@ const MAX_REQUEST_ID: usize = 64;
 impl RequestId {
     /// Makes a new one.
     pub fn random() -> RequestId {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let number: [u8; 8] = random::bytes().unwrap_or_default();
-        let mut text = [0; 16];
-        for (byte, digits) in number.into_iter().zip(text.chunks_exact_mut(2)) {
-            digits[0] = DIGITS[usize::from(byte >> 4)];
-            digits[1] = DIGITS[usize::from(byte & 15)];
-        }
-        RequestId::of_bytes(&text)
+        let number = random::bytes().map_or(0, u64::from_ne_bytes);
+        let mut id = [0; 16];
+        // As many digits as there is room for.
+        let _ = write!(&mut id[..], "{number:016x}");
+        RequestId::of_bytes(&id)
     }
 
     fn of_bytes(id: &[u8]) -> RequestId {
